@@ -1,0 +1,1 @@
+"""Pure maths on tensors: no modules, files, devices, clocks, randomness or printing."""

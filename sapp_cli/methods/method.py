@@ -1,0 +1,64 @@
+"""What a pruning method answers; the state it is asked about is passed in.
+
+A method is a frozen set of settings with pure functions. It never decides when: phases come from `spans`, the counts from
+the schedule, the choice from core.selection. It says how a trained parameter θ becomes the layer's weight
+Ŵ = θ ⊙ spread(scale · keep), how blocks rank, and what happens to θ and the logits where a phase begins.
+
+R, C: block rows and columns of a layer's grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+import torch
+from sapp_cli.core.masks import block_norms
+from sapp_cli.core.schedule import Moment, Span, Timetable
+from sapp_cli.grid import BlockGrid
+
+
+@dataclass
+class BlockState:
+    """What is known of one layer's blocks besides θ itself."""
+
+    grid: BlockGrid
+    keep: Tensor  # bool (R, C)
+    logits: Tensor | None  # fp32 (R, C), for methods that have them
+    density: float  # 1 − the layer's target sparsity
+
+
+class Method(BaseModel):
+    """The interface, and what magnitude-like methods answer to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def spans(self, timetable: Timetable) -> tuple[Span, ...]:
+        """The phases this method runs through in the given timetable."""
+        raise NotImplementedError
+
+    @property
+    def has_logits(self) -> bool:
+        """True if each block gets a trained logit."""
+        return False
+
+    def encode(self, weight: Tensor, grid: BlockGrid) -> Tensor:
+        """The parameter θ (out, in) that starts from the checkpoint's weight (out, in) without changing its function."""
+        return weight
+
+    def scale(self, theta: Tensor, state: BlockState) -> Tensor | None:
+        """What each block of θ is multiplied by, fp32 (R, C), differentiable; None means 1. `keep` is applied elsewhere."""
+        return None
+
+    def scores(self, theta: Tensor, state: BlockState) -> Tensor:
+        """How the blocks rank, fp32 (R, C), greater stays; here ‖θ_b‖_F."""
+        return block_norms(theta, state.grid)
+
+    @torch.no_grad()
+    def begin(self, moment: Moment, theta: Tensor, state: BlockState, before: Tensor) -> None:
+        """Change θ (out, in) or the logits in place where a phase begins.
+
+        `state.keep` is the phase's own mask already, `before` (R, C) the one of the phase that ended.
+        """

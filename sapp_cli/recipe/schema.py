@@ -1,0 +1,353 @@
+"""The recipe: every setting of a run with its type, unit, bounds and default. The docstring under a key is its help.
+
+The methods' own settings stand with the methods; this file arranges them. What a key means for the numbers is written in
+docs/method.md. Values that the method leaves open are exact decimals here: 0.55 is 11/20, not the nearest float.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from sapp_cli.core.schedule import PRESETS, Timetable
+from sapp_cli.methods import Acdc, GradualMagnitude, Magnitude, Method, Powerprop, SequentialAttention
+from sapp_cli.recipe.paths import resolve_factory, resolve_path
+
+MethodName = Literal["sequential-attention", "acdc", "powerprop", "magnitude", "gradual-magnitude"]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _path(value: str, info: ValidationInfo) -> str:
+    return resolve_path(value, info.context)
+
+
+def _factory(value: str, info: ValidationInfo) -> str:
+    return resolve_factory(value, info.context)
+
+
+RecipePath = Annotated[str, AfterValidator(_path)]
+"""A path, relative to the recipe's file."""
+Factory = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$"), AfterValidator(_factory)]
+"""`package.module:callable`, or `file.py:callable` with the file relative to the recipe's."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    """How to build the model, where the checkpoint does not say it itself (a Hugging Face folder does)."""
+
+    factory: Factory | None = None
+    """A callable that returns the torch.nn.Module; it runs code of yours. Needed for a bare .safetensors or .pt file."""
+
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+
+
+class FilesSection(Section):
+    train: RecipePath | list[RecipePath] | None = None
+    """File, list of files or glob pattern; an image folder is a folder with one subfolder a class."""
+
+    validation: RecipePath | list[RecipePath] | None = None
+    """As `train`. Without it, `validation_share` of the training rows is held out, chosen by a hash of each row."""
+
+
+class ColumnsSection(Section):
+    """Names of the columns of `source: datasets`; null takes the usual one if the file has it."""
+
+    text: str | None = None
+    """Text to tokenize. Usual: text, sentence, sentence1, content."""
+
+    text_pair: str | None = None
+    """Second text of a pair. Usual: sentence2, text_pair; none is used unless the first is sentence1 or this key is set."""
+
+    label: str | None = None
+    """Target. Usual: label, labels, target."""
+
+    image: str | None = None
+    """Usual: image."""
+
+
+class DataSection(Section):
+    """Where training and validation rows come from. `plan` works without any."""
+
+    source: Literal["tensors", "datasets", "factory"] = "datasets"
+    """`tensors`: .safetensors or .npz with `inputs` and `targets`; `datasets`: parquet, csv, json(l), text or an image folder
+    read by Hugging Face datasets; `factory`: a callable of yours that returns the two datasets."""
+
+    files: FilesSection = FilesSection()
+
+    format: Literal["parquet", "csv", "json", "text", "imagefolder"] | None = None
+    """Of `source: datasets`; null goes by the file's ending."""
+
+    columns: ColumnsSection = ColumnsSection()
+
+    max_length: PositiveInt = 128
+    """Tokens; longer texts are cut. For a causal LM, the length of the pieces the text is packed into."""
+
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training rows held out where `files.validation` is not given."""
+
+    batch_size: PositiveInt = 32
+    """Rows a step and process, before accumulation."""
+
+    evaluation_batch_size: PositiveInt | None = None
+    """Rows a step of evaluation; null: `batch_size`."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load data beside the training."""
+
+    factory: Factory | None = None
+    """Of `source: factory`: a callable that returns {"train": Dataset, "validation": Dataset} of rows that are dicts of
+    tensors; a "collate" function may come with them."""
+
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+
+
+class DistillSection(Section):
+    """Distillation from the checkpoint that came in, added to the task's own loss."""
+
+    weight: Share = 0.0
+    """Weight of the distillation term; the task's loss gets 1 − weight. 0: no teacher is loaded."""
+
+    temperature: PositiveFloat = 2.0
+    """Both sets of logits are divided by it; the term is multiplied by its square (Hinton et al., 2015)."""
+
+    hidden_states: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean squared error between the hidden states of student and teacher, every layer, relative to their size."""
+
+
+class ObjectiveSection(Section):
+    """What is minimized, and the metric that is reported."""
+
+    task: Literal[
+        "classification", "regression", "binary", "causal-lm", "masked-lm", "embedding-distillation", "factory"
+    ] = "classification"
+    """classification: cross-entropy, accuracy; regression: squared error; binary: log loss of one logit; causal-lm and
+    masked-lm: cross-entropy of tokens, perplexity; embedding-distillation: 1 − cosine between the pooled embeddings of model
+    and source; factory: a callable of yours."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of classification."""
+
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Of masked-lm: share of the tokens to predict."""
+
+    pooling: Literal["mean", "cls"] = "mean"
+    """Of embedding-distillation: how token vectors become one sentence vector."""
+
+    distill: DistillSection = DistillSection()
+
+    factory: Factory | None = None
+    """Of `task: factory`: a callable (model, batch) -> {"loss": scalar tensor, "metrics": {name: (sum, count)}}."""
+
+    higher_is_better: dict[str, bool] = {}
+    """Of `task: factory`: for each metric the factory returns, whether greater is better."""
+
+
+class OptimizerSection(Section):
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+
+    lr: PositiveFloat = 3e-4
+    """Learning rate at its peak."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled under adamw, added to the gradient under adam and sgd."""
+
+    decay_vectors: bool = False
+    """Decay biases and normalization weights (parameters of one dimension) too."""
+
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Of adam and adamw."""
+
+    eps: PositiveFloat = 1e-8
+    """Of adam and adamw."""
+
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of sgd."""
+
+    nesterov: bool = False
+    """Of sgd."""
+
+    reset: bool = True
+    """Forget the optimizer's state (moments, momentum) where a phase begins ("crucial", App. C.1)."""
+
+
+class LrScheduleSection(Section):
+    name: Literal["cosine", "linear", "exponential", "constant"] = "cosine"
+
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the run in which the rate rises linearly to its peak."""
+
+    final: Share = 0.0
+    """Rate at the end as a share of the peak; exponential needs more than 0."""
+
+    @model_validator(mode="after")
+    def _exponential_needs_an_end(self) -> LrScheduleSection:
+        if self.name == "exponential" and self.final == 0:
+            raise ValueError("an exponential schedule never reaches 0; set lr_schedule.final, e.g. 0.01")
+        return self
+
+
+class TrainSection(Section):
+    steps: PositiveInt | None = None
+    """Optimizer steps of the whole run. Give steps or epochs."""
+
+    epochs: PositiveFloat | None = None
+    """Passes over the training data, instead of steps."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward and backward pass; weights, logits and optimizer state are fp32 in any case."""
+
+    deterministic: bool = False
+    """Ask CUDA for deterministic kernels; a CPU run is deterministic anyway."""
+
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged into one step."""
+
+    clip_norm: PositiveFloat | None = None
+    """Clip the gradient norm of the weights to this; the logits do not count."""
+
+    evaluate_every: PositiveInt | None = None
+    """Steps between evaluations during the run; null: at the start and the end only."""
+
+    evaluation_rows: PositiveInt | None = None
+    """Validation rows used for the evaluations during the run; null: all. The first and the last always use all."""
+
+    log_every: PositiveInt = 10
+    """Steps between lines of metrics.jsonl."""
+
+
+class PhasesSection(Section):
+    """A timetable of one's own, as fractions of the run; the rounds before the last share what is left."""
+
+    dense: Share
+    rounds: PositiveInt
+    last_round: Share
+    final_sparse: Share
+
+    exponent: Annotated[float, Field(ge=0)] = 4.0
+    """c of the sparsity ramp s·(1 − e^(−c·u))/(1 − e^(−c)) of a sparsification phase; 0 is a straight line."""
+
+    @property
+    def timetable(self) -> Timetable:
+        return Timetable(exact(self.dense), self.rounds, exact(self.last_round), exact(self.final_sparse))
+
+    @model_validator(mode="after")
+    def _fills_the_run(self) -> PhasesSection:
+        _ = self.timetable  # raises ValueError
+        return self
+
+
+BlockSize = PositiveInt | tuple[PositiveInt, PositiveInt]
+
+
+class RuleSection(Section):
+    """An exception for the weights whose name matches; the first rule that matches wins."""
+
+    match: Annotated[str, Field(min_length=1)]
+    """Shell pattern over weight names as `sapp plan` prints them, e.g. "encoder.layer.0.*"; one that matches nothing is an error."""
+
+    dense: bool = False
+    """Leave these weights dense."""
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of blocks; null: prune.sparsity."""
+
+    block_size: BlockSize | None = None
+    """null: prune.block_size."""
+
+    min_blocks: PositiveInt | None = None
+    """null: prune.min_blocks."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> RuleSection:
+        settings = (self.sparsity, self.block_size, self.min_blocks)
+        if self.dense == any(setting is not None for setting in settings):
+            raise ValueError("a rule says either `dense: true` or at least one of sparsity, block_size, min_blocks")
+        return self
+
+
+class PruneSection(Section):
+    method: MethodName = "sequential-attention"
+
+    block_size: BlockSize = 16
+    """Rows and columns of a block of the weight seen as out × in: 16, or [16, 32]."""
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Share of the blocks of each pruned layer that is removed."""
+
+    min_blocks: PositiveInt = 100
+    """Layers with fewer blocks stay dense (the paper's rule)."""
+
+    embeddings: bool = False
+    """Prune embedding tables, and weights tied to one, too."""
+
+    phases: Literal["fine-tune", "paper", "criteo"] | PhasesSection = "fine-tune"
+    """Timetable: `fine-tune` for trained checkpoints, the paper's two for training from scratch, or fractions of your own."""
+
+    attention: SequentialAttention = SequentialAttention()
+    """Settings of method sequential-attention."""
+
+    acdc: Acdc = Acdc()
+    """Settings of method acdc."""
+
+    rules: list[RuleSection] = []
+
+    @property
+    def settings(self) -> Method:
+        """The method with its settings."""
+        methods: dict[MethodName, Method] = {
+            "sequential-attention": self.attention,
+            "acdc": self.acdc,
+            "powerprop": Powerprop(),
+            "magnitude": Magnitude(),
+            "gradual-magnitude": GradualMagnitude(),
+        }
+        return methods[self.method]
+
+    @property
+    def timetable(self) -> Timetable:
+        return PRESETS[self.phases] if isinstance(self.phases, str) else self.phases.timetable
+
+    @property
+    def exponent(self) -> float:
+        return 4.0 if isinstance(self.phases, str) else self.phases.exponent
+
+
+class Recipe(Section):
+    """A pruning run; every section and key is optional but `train.steps` (or `epochs`) and the data."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    lr_schedule: LrScheduleSection = LrScheduleSection()
+    train: TrainSection = TrainSection()
+    prune: PruneSection = PruneSection()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Recipe:
+        if (self.train.steps is None) == (self.train.epochs is None):
+            raise ValueError("train: give steps or epochs, one of the two")
+        return self
+
+
+def exact(value: float) -> Fraction:
+    """The decimal the user wrote as a fraction: repr gives it back for up to 15 digits."""
+    return Fraction(repr(value))
+
+
+def block_shape(size: int | tuple[int, int]) -> tuple[int, int]:
+    """16 -> (16, 16); (16, 32) as it is: rows, columns."""
+    return (size, size) if isinstance(size, int) else size
