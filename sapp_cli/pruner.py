@@ -1,0 +1,184 @@
+"""Pruner: attach masks to a model, move them along the schedule, fold them into a state dict.
+
+Our own loop, a user's loop and a trainer's callback all drive the same object:
+
+    pruner = Pruner(model, settings, steps)      # before the optimizer is made: it adds parameters
+    for t, batch in enumerate(batches):
+        pruner.step(t, optimizer)                # before each forward
+        ...
+    state = pruner.fold()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sapp_cli.core.masks import from_matrix, spread
+from sapp_cli.core.schedule import Moment, Phase, PhaseSchedule, ramp
+from sapp_cli.core.selection import ramp_count, uniform
+from sapp_cli.errors import UsageError
+from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers
+from sapp_cli.recipe.schema import PruneSection
+
+
+class Pruner:
+    """The masks of one model over one run.
+
+    Attributes: `layers`, every weight with its decision; `attached`, the pruned ones in the live model; `schedule`.
+
+    Raises UsageError if no layer would be pruned, a rule matches nothing, or the run is too short for its timetable.
+    """
+
+    def __init__(self, model: nn.Module, settings: PruneSection | Mapping[str, Any], steps: int) -> None:
+        self.settings = settings if isinstance(settings, PruneSection) else PruneSection.model_validate(settings)
+        self.method = self.settings.settings
+        self.schedule = make_schedule(self.settings, steps)
+        self.layers = decide_layers(model, self.settings)
+        self._model = model
+        self._names = list(model.state_dict())
+        self.attached = attach(model, self.layers, self.method)
+        self._held: dict[str, _Held] = {}
+
+    @property
+    def logits(self) -> list[nn.Parameter]:
+        """The trained logits of all pruned layers: a parameter group of their own in the optimizer."""
+        return [layer.masked.logits for layer in self.attached.values() if layer.masked.logits is not None]
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """{layer name: keep, bool (R, C)}; the live tensors."""
+        return {name: layer.masked.keep for name, layer in self.attached.items()}
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the pruned layers' blocks that is removed right now."""
+        kept = sum(int(keep.sum()) for keep in self.masks.values())
+        return 1 - kept / sum(keep.numel() for keep in self.masks.values())
+
+    @torch.no_grad()
+    def step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> Moment:
+        """Bring the masks to where they are in step `step`, counted from 0; call it before the step's forward.
+
+        Where a phase begins, the state of `optimizer` is forgotten if one is given ("crucial", paper App. C.1).
+        """
+        self._hold()
+        moment = self.schedule.at(step)
+        if moment.begins:
+            self._begin(moment)
+            if optimizer is not None:
+                optimizer.state.clear()
+        if moment.phase is Phase.SPARSIFICATION:
+            self._shrink(moment)
+        if moment.begins or moment.phase is Phase.SPARSIFICATION:
+            self._remember(moment)
+        return moment
+
+    def fold(self) -> FoldedState:
+        """The model's state dict under its own names, masks folded in; the live model stays as it is."""
+        self._hold()
+        return FoldedState(self._model, self._names, self.attached)
+
+    @contextmanager
+    def rounded(self, dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:
+        """Within it the live model computes with the weights an export in `dtypes` {name: dtype} would hold."""
+        self._hold()
+        parameters = dict(self._model.named_parameters())
+        masked = {name: layer.masked for layer in self.attached.values() for name in layer.layer.names}
+        kept = {}
+        with torch.no_grad():
+            for name, dtype in dtypes.items():
+                if name in masked:
+                    masked[name].round_to = dtype
+                elif name in parameters and parameters[name].dtype != dtype:
+                    kept[name] = parameters[name].clone()
+                    parameters[name].copy_(parameters[name].to(dtype))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    parameters[name].copy_(value)
+            for layer in self.attached.values():
+                layer.masked.round_to = None
+
+    def _begin(self, moment: Moment) -> None:
+        before = {name: keep.clone() for name, keep in self.masks.items()}
+        if moment.phase is Phase.DENSE:
+            for keep in self.masks.values():
+                keep.fill_(True)
+        elif moment.phase is Phase.SPARSE and moment.after_dense:
+            self._select({name: layer.layer.kept_count for name, layer in self.attached.items()})
+        for name, layer in self.attached.items():
+            matrix = layer.matrix.clone()
+            self.method.begin(moment, matrix, layer.masked.state, before[name])
+            layer.theta.copy_(from_matrix(matrix, layer.masked.layout))
+
+    def _shrink(self, moment: Moment) -> None:
+        """A sparsification step: the blocks of least score among those still there go. Never revives one."""
+        share = ramp(moment.progress, self.settings.exponent)
+        counts = {}
+        for name, layer in self.attached.items():
+            count = ramp_count(layer.masked.sparsity, layer.masked.grid.count, share)
+            counts[name] = min(count, int(layer.masked.keep.sum()))
+        if any(counts[name] < int(keep.sum()) for name, keep in self.masks.items()):
+            self._select(counts)
+
+    def _select(self, counts: Mapping[str, int]) -> None:
+        """Keep the `counts` best of the blocks still kept, all layers in one selection."""
+        scores = {}
+        for name, layer in self.attached.items():
+            score = self.method.scores(layer.matrix, layer.masked.state)
+            scores[name] = score.masked_fill(~layer.masked.keep, -torch.inf)
+        for name, keep in uniform(scores, counts).items():
+            self.attached[name].masked.keep.copy_(keep)
+
+    def _remember(self, moment: Moment) -> None:
+        """Note what the pruned blocks hold, so that `_hold` can undo what decay and momentum do to them.
+
+        Weights that no later dense phase brings back are not noted: nothing reads them again.
+        """
+        self._held = {name: _Held.of(layer, weights=moment.dense_ahead) for name, layer in self.attached.items()}
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        """Put the weights and logits of pruned blocks back to what they were when pruned, bit by bit."""
+        for name, held in self._held.items():
+            held.restore(self.attached[name])
+
+
+class _Held:
+    """Weights and logits of one layer's pruned blocks, as they were when pruned."""
+
+    def __init__(self, pruned: Tensor, weights: Tensor | None, entries: Tensor | None, logits: Tensor | None) -> None:
+        self.pruned = pruned  # bool (R, C)
+        self.entries = entries  # bool, the weight's shape: the entries of pruned blocks
+        self.weights = weights  # their values, 1-d
+        self.logits = logits  # logits of the pruned blocks, 1-d
+
+    @classmethod
+    def of(cls, layer: AttachedLayer, weights: bool) -> _Held:
+        masked = layer.masked
+        pruned = ~masked.keep
+        entries = from_matrix(spread(pruned, masked.grid), masked.layout) if weights and pruned.any() else None
+        values = None if entries is None else layer.theta.detach()[entries]
+        logits = None if masked.logits is None else masked.logits.detach()[pruned]
+        return cls(pruned, values, entries, logits)
+
+    def restore(self, layer: AttachedLayer) -> None:
+        if self.entries is not None and self.weights is not None:
+            layer.theta[self.entries] = self.weights
+        if self.logits is not None and layer.masked.logits is not None:
+            layer.masked.logits[self.pruned] = self.logits
+
+
+def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
+    """The phases of a run of `steps` steps. Raises UsageError, naming the smallest number that works, if it is too short."""
+    try:
+        return PhaseSchedule(settings.settings.spans(settings.timetable), steps)
+    except ValueError as error:
+        raise UsageError(f"train.steps: {error}") from error
