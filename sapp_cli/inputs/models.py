@@ -1,0 +1,236 @@
+"""The model of a checkpoint, in fp32, and how the checkpoint's names stand for the model's.
+
+A Hugging Face folder says in its config.json which class to build; anything else needs the recipe's `model.factory`. All bytes
+are read by sapp's own checked readers, whatever their format; libraries only get tensors. No code that lies in a folder runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sapp_cli.checkpoint.source import Checkpoint
+from sapp_cli.errors import CheckpointError, UsageError
+from sapp_cli.inputs.hugging_face import offline_transformers
+from sapp_cli.recipe.factory import load_factory
+from sapp_cli.recipe.schema import ModelSection
+
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The names of safetensors."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with the checkpoint's weights in it."""
+
+    model: nn.Module  # parameters in fp32, training mode off
+    names: Mapping[str, str]  # checkpoint's tensor name -> name in model.state_dict(); the others pass through verbatim
+    added: tuple[str, ...]  # weights of the model that the checkpoint lacks: started at random
+    dtypes: Mapping[str, torch.dtype]  # state dict name -> dtype in the checkpoint
+
+    @property
+    def description(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"{type(self.model).__name__}, {count:,} parameters"
+
+
+def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
+    """The checkpoint's model. Raises CheckpointError if they do not fit each other, UsageError if nothing says how to build it."""
+    state = {name: dense_tensor(checkpoint, name) for name in checkpoint.dense_names()}
+    for alias, stored in checkpoint.tied.items():
+        state.setdefault(alias, state[stored])
+    if section.factory is not None:
+        model, unknown, missing = _from_factory(checkpoint, section, state)
+    elif checkpoint.config is not None and checkpoint.config.get("model_type"):
+        model, unknown, missing = _from_transformers(checkpoint, state)
+    else:
+        raise UsageError(
+            f"{checkpoint.path}: nothing says how to build this model: there is no Hugging Face config.json beside it. "
+            "Name a callable that returns it in the recipe: model.factory: file.py:function"
+        )
+    names = _map_names(checkpoint, model, state, unknown)
+    dtypes = {names[name]: TORCH_DTYPES[checkpoint.dtype(name)] for name in state if name in names}
+    return LoadedModel(model.eval(), names, tuple(sorted(missing)), dtypes)
+
+
+def dense_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A tensor of the checkpoint, block-sparse ones filled in; floating values in fp32, all others as they are stored."""
+    if TORCH_DTYPES.get(checkpoint.dtype(name), torch.int64).is_floating_point:
+        return torch.from_numpy(np.ascontiguousarray(checkpoint.dense_float32(name)))
+    return torch.from_numpy(np.array(checkpoint.dense_array(name)))
+
+
+def _from_factory(
+    checkpoint: Checkpoint, section: ModelSection, state: dict[str, Tensor]
+) -> tuple[nn.Module, set[str], set[str]]:
+    assert section.factory is not None, "checked by the caller"
+    model = load_factory(section.factory, "model.factory")(**section.kwargs)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model.factory: {section.factory} returned a {type(model).__name__}, not a torch.nn.Module")
+    model = model.float()
+    wanted = model.state_dict()
+    tied = _tied_names(model)
+    missing = {name for name in wanted if name not in state and not any(twin in state for twin in tied.get(name, ()))}
+    problems = _shape_problems(state, wanted)
+    problems += [f"the checkpoint has no '{name}' {tuple(wanted[name].shape)}" for name in sorted(missing)]
+    unknown = set(state) - set(wanted)
+    if problems and unknown:
+        problems.append(f"the model does not know: {_some(unknown)}")
+    if problems:
+        shown = [*problems[:8], *([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])]
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit the model of {section.factory}:\n" + "\n".join(f"  {p}" for p in shown)
+        )
+    model.load_state_dict(state, strict=False)
+    return model, unknown, set()
+
+
+def _from_transformers(checkpoint: Checkpoint, state: dict[str, Tensor]) -> tuple[nn.Module, set[str], set[str]]:
+    config_dict: dict[str, Any] = dict(checkpoint.config or {})
+    with offline_transformers() as transformers:
+        config = _config(transformers, checkpoint, config_dict)
+        cls = _model_class(transformers, checkpoint, config_dict, config)
+        try:
+            model, info = cls.from_pretrained(
+                None,
+                config=config,
+                # Copies: the library may keep what it is given, and training changes it in place.
+                state_dict={name: tensor.clone() for name, tensor in state.items()},
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except Exception as error:  # whatever the library makes of a config or weights that do not fit
+            raise CheckpointError(f"{checkpoint.path}: {cls.__name__} cannot load it: {_first_line(error)}") from error
+    mismatched = [f"'{key[0]}' is {tuple(key[1])}, the model wants {tuple(key[2])}" for key in info["mismatched_keys"]]
+    if mismatched:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit the {cls.__name__} of its config.json:\n"
+            + "\n".join(f"  {text}" for text in mismatched[:8])
+        )
+    missing = set(info["missing_keys"]) & {name for name, _ in model.named_parameters()}
+    if missing >= {name for name, _ in model.named_parameters()}:
+        raise CheckpointError(
+            f"{checkpoint.path}: none of its {len(state)} tensors has a name that {cls.__name__} knows, "
+            f"e.g. {_some(set(state))}; is config.json the right one?"
+        )
+    return model.float(), set(info["unexpected_keys"]), missing
+
+
+def _config(transformers: Any, checkpoint: Checkpoint, config: dict[str, Any]) -> Any:
+    model_type = str(config["model_type"])
+    if config.get("auto_map") and model_type not in transformers.CONFIG_MAPPING:
+        raise UsageError(
+            f"{checkpoint.path}: config.json asks to run Python code from the folder (auto_map), which sapp does not do. "
+            "Name a callable of yours in the recipe: model.factory: file.py:function"
+        )
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise CheckpointError(
+            f"{checkpoint.path}/config.json: model_type '{model_type}' is unknown to transformers {transformers.__version__}; "
+            "update it, or name a callable in the recipe: model.factory: file.py:function"
+        )
+    return transformers.CONFIG_MAPPING[model_type].from_dict(config)
+
+
+def _model_class(transformers: Any, checkpoint: Checkpoint, config: dict[str, Any], built: Any) -> Any:
+    """The class that config.json names first; the bare model of the type where it names none."""
+    architectures = config.get("architectures") or []
+    if architectures:
+        cls = getattr(transformers, str(architectures[0]), None)
+        if cls is not None and issubclass(cls, transformers.PreTrainedModel):
+            return cls
+        raise CheckpointError(
+            f"{checkpoint.path}/config.json: transformers {transformers.__version__} has no model class '{architectures[0]}'"
+        )
+    return transformers.MODEL_MAPPING[type(built)]
+
+
+def _map_names(
+    checkpoint: Checkpoint, model: nn.Module, state: Mapping[str, Tensor], unknown: set[str]
+) -> dict[str, str]:
+    """Checkpoint name -> model name, each proven by its values: what is trained must find its way back.
+
+    Libraries rename on loading: a prefix comes or goes (bert.…), gamma is called weight. Those are undone; whatever else was
+    made of a tensor cannot be, and raises CheckpointError.
+    """
+    known = model.state_dict()
+    prefix = getattr(model, "base_model_prefix", "")
+    names, lost = {}, []
+    for name, tensor in state.items():
+        if name in unknown and name not in known:
+            continue
+        match = next(
+            (
+                candidate
+                for candidate in _candidates(name, prefix)
+                if candidate in known
+                and known[candidate].shape == tensor.shape
+                and torch.equal(known[candidate].to(tensor.dtype), tensor)
+            ),
+            None,
+        )
+        if match is not None:
+            names[name] = match
+        elif name not in unknown:
+            lost.append(name)
+    if lost:
+        not_finite = [name for name in lost if state[name].is_floating_point() and not state[name].isfinite().all()]
+        if not_finite:
+            raise CheckpointError(f"{checkpoint.path}: '{not_finite[0]}' holds values that are not finite")
+        raise CheckpointError(
+            f"{checkpoint.path}: {type(model).__name__} keeps {_some(set(lost))} in another form than the checkpoint, "
+            "so a pruned weight could not be written back under its name; load and save the model once with its library"
+        )
+    return names
+
+
+def _candidates(name: str, prefix: str) -> list[str]:
+    found = [name]
+    if prefix:
+        found += [name.removeprefix(f"{prefix}."), f"{prefix}.{name}"]
+    head, _, last = name.rpartition(".")
+    renamed = {"gamma": "weight", "beta": "bias"}.get(last)
+    return found if renamed is None else found + _candidates(f"{head}.{renamed}", prefix)
+
+
+def _shape_problems(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"'{name}' is {tuple(state[name].shape)}, the model wants {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+
+
+def _tied_names(model: nn.Module) -> dict[str, set[str]]:
+    """{name: the other names of the same tensor}."""
+    groups: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), set()).add(name)
+    return {name: group - {name} for group in groups.values() if len(group) > 1 for name in group}
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(f"'{name}'" for name in shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

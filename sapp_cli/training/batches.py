@@ -1,0 +1,75 @@
+"""Which rows make up the batch of each step: a pure function of the seed and the batch's number.
+
+Nothing is counted while the data is read, so a run can start at any step, and every process knows the others' share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sapp_cli.inputs.data import Batch, DataSets
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Shuffled epochs of `rows` rows in batches of `size` rows a process.
+
+    The last, smaller batch of an epoch is dropped; a data set smaller than one batch makes one batch of all its rows.
+    """
+
+    rows: int
+    size: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return max(1, self.rows // (self.size * self.world))
+
+    def epoch(self, epoch: int, start: int = 0) -> list[list[int]]:
+        """The rows of every batch of an epoch from batch `start` on, for this process."""
+        order = self._order(epoch)
+        return [self._cut(order, number) for number in range(start, self.batches_per_epoch)]
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
+        return torch.randperm(self.rows, generator=generator)
+
+    def _cut(self, order: Tensor, number: int) -> list[int]:
+        start = number * self.size * self.world
+        whole = order[start : start + self.size * self.world]
+        return cast(list[int], whole[self.rank :: self.world].tolist())
+
+
+def training_batches(data: DataSets, plan: BatchPlan, workers: int, start: int = 0) -> Iterator[Batch]:
+    """The batches from number `start` on, without end."""
+    first_epoch, first = divmod(start, plan.batches_per_epoch)
+    for epoch in count(first_epoch):
+        data.set_epoch(epoch)
+        loader: DataLoader[Any] = DataLoader(
+            data.train,
+            batch_sampler=plan.epoch(epoch, first if epoch == first_epoch else 0),
+            collate_fn=data.collate,
+            num_workers=workers,
+            # Of its own: making a loader's iterator draws from the global generator, which would move dropout's masks.
+            generator=torch.Generator().manual_seed(plan.seed),
+        )
+        yield from loader
+
+
+def evaluation_batches(
+    data: DataSets, size: int, rows: int | None = None, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """The first `rows` validation rows (None: all) in their order, in batches of at most `size`; each process its share."""
+    available = len(data.validation)  # type: ignore[arg-type]
+    mine = range(rank, available if rows is None else min(rows, available), world)
+    for start in range(0, len(mine), size):
+        yield data.collate([data.validation[index] for index in mine[start : start + size]])

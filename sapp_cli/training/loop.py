@@ -1,0 +1,185 @@
+"""The step loop: masks, batch, forward, backward, optimizer; one way through, reported step by step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sapp_cli.core.schedule import Moment
+from sapp_cli.errors import TrainingError
+from sapp_cli.inputs.data import Batch, DataSets
+from sapp_cli.pruner import Pruner
+from sapp_cli.recipe.schema import Recipe
+from sapp_cli.training.batches import BatchPlan, training_batches
+from sapp_cli.training.evaluation import evaluate
+from sapp_cli.training.learning_rate import learning_rate_share, total_share
+from sapp_cli.training.objectives import Objective
+from sapp_cli.training.optimizers import make_optimizer, set_learning_rates
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One finished step."""
+
+    moment: Moment
+    steps: int  # of the whole run
+    loss: float
+    parts: dict[str, float]  # the terms of the loss, where it has several
+    learning_rate: float  # of the weights
+    sparsity: float  # share of the pruned layers' blocks removed
+    seconds: float  # since the run began
+    metrics: dict[str, float] = field(default_factory=dict)  # where the step was followed by an evaluation
+
+    def as_json(self) -> dict[str, object]:
+        """A line of metrics.jsonl."""
+        return {
+            "step": self.moment.step + 1,
+            "phase": self.moment.phase.value,
+            "round": self.moment.round,
+            "sparsity": self.sparsity,
+            "loss": self.loss,
+            **self.parts,
+            "learning_rate": self.learning_rate,
+            "seconds": round(self.seconds, 3),
+            **({"metrics": self.metrics} if self.metrics else {}),
+        }
+
+
+def count_steps(recipe: Recipe, rows: int, world: int) -> int:
+    """Optimizer steps of the run: as given, or from epochs over `rows` training rows."""
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    assert recipe.train.epochs is not None, "the schema asks for steps or epochs"
+    plan = BatchPlan(rows, recipe.data.batch_size, recipe.train.seed, world=world)
+    return max(1, math.floor(recipe.train.epochs * plan.batches_per_epoch / recipe.train.accumulate + 0.5))
+
+
+def train(
+    model: nn.Module,
+    pruner: Pruner,
+    objective: Objective,
+    data: DataSets,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    *,
+    teacher: nn.Module | None,
+    dtypes: Mapping[str, torch.dtype],
+    on_step: Callable[[StepRecord], None],
+) -> None:
+    """Train the model with its masks through every step of the pruner's schedule, in place.
+
+    `dtypes` {state dict name: dtype} are those of the checkpoint: evaluations on the way use the weights an export would hold.
+
+    Raises TrainingError where the loss or a gradient is not finite.
+    """
+    steps = pruner.schedule.steps
+    settings = recipe.train
+    optimizer = make_optimizer(recipe.optimizer, model, pruner, total_share(recipe.lr_schedule, steps))
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    weights = [p for group in optimizer.param_groups if group["name"] != "logits" for p in group["params"]]
+    plan = BatchPlan(
+        len(data.train),  # type: ignore[arg-type]
+        recipe.data.batch_size,
+        settings.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    stream = training_batches(data, plan, recipe.data.workers)
+    evaluation_size = recipe.data.evaluation_batch_size or recipe.data.batch_size
+    prepared.train()
+    began = time.perf_counter()
+    for step in range(steps):
+        moment = pruner.step(step, optimizer)
+        set_learning_rates(optimizer, learning_rate_share(recipe.lr_schedule, step, steps))
+        batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
+        loss, parts = _backward(prepared, objective, batches, teacher, weights + pruner.logits, accelerator)
+        _must_be_finite(loss, "the loss", moment, recipe)
+        if settings.clip_norm is not None and accelerator.sync_gradients:
+            accelerator.unscale_gradients(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+            if settings.precision != "fp16":  # there the scaler skips such a step and goes on with a smaller scale
+                _must_be_finite(float(norm), "the gradient", moment, recipe)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        metrics: dict[str, float] = {}
+        done = step + 1
+        if settings.evaluate_every and done % settings.evaluate_every == 0 and done < steps:
+            with pruner.rounded(dtypes):
+                metrics = evaluate(
+                    model,
+                    objective,
+                    data,
+                    evaluation_size,
+                    accelerator,
+                    teacher=teacher,
+                    rows=settings.evaluation_rows,
+                )
+        on_step(
+            StepRecord(
+                moment=moment,
+                steps=steps,
+                loss=loss,
+                parts=parts,
+                learning_rate=optimizer.param_groups[0]["lr"],
+                sparsity=pruner.sparsity,
+                seconds=time.perf_counter() - began,
+                metrics=metrics,
+            )
+        )
+
+
+def _backward(
+    model: nn.Module,
+    objective: Objective,
+    batches: list[Batch],
+    teacher: nn.Module | None,
+    parameters: list[nn.Parameter],
+    accelerator: Accelerator,
+) -> tuple[float, dict[str, float]]:
+    """Gradients of the mean loss over all items of the step, wherever they lie; that loss and its parts.
+
+    A mean of the batches' means would weigh a token in a short batch more than one in a long batch, so every batch's loss is
+    weighted by its count and the gradients are divided by the total.
+    """
+    totals: dict[str, Tensor] = {}
+    alone = len(batches) == 1 and accelerator.num_processes == 1
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        with accelerator.no_sync(model) if not last else nullcontext():
+            with accelerator.autocast():
+                result = objective.loss(model, batch, teacher)
+            count = torch.as_tensor(result.count, device=accelerator.device).double()
+            accelerator.backward(result.loss if alone else result.loss * count.to(result.loss.dtype))
+        for name, value in {"count": torch.ones_like(count), "loss": result.loss, **result.parts}.items():
+            weighted = value.detach().double() * count
+            totals[name] = totals.get(name, torch.zeros_like(weighted)) + weighted
+    totals = {name: accelerator.reduce(total, "sum") for name, total in totals.items()}
+    count = totals.pop("count")
+    if not alone:
+        share = float(accelerator.num_processes / count)  # DDP has divided the sum of the gradients by the processes
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(share)
+    means = {name: float(total / count) for name, total in totals.items()}
+    return means.pop("loss"), means
+
+
+def _to_device(batch: Batch, accelerator: Accelerator) -> Batch:
+    return {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
+
+
+def _must_be_finite(value: float, what: str, moment: Moment, recipe: Recipe) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"{what} is {value} in step {moment.step + 1} ({moment.name} phase): training diverged. "
+            f"Lower optimizer.lr (now {recipe.optimizer.lr:g}), set train.clip_norm: 1.0, or lengthen lr_schedule.warmup"
+        )
+
