@@ -2,7 +2,8 @@
 
     SappError                 base of all; never raised itself
     ├── UsageError        2   the command line, or something known before the first step that cannot work
-    │   └── RecipeError   2   the recipe: all its problems at once
+    │   ├── SettingError  2   a setting that does not fit the model or the data; knows its key
+    │   └── RecipeError   2   the recipe: all its problems at once, with file and line
     ├── GateError         3   a gate of `sapp check` was not met
     ├── CheckpointError   4   a checkpoint is missing, damaged or unsafe
     ├── DataError         4   a data file is missing, damaged or does not fit the model
@@ -29,6 +30,14 @@ class UsageError(SappError):
     """The command line is wrong, or something known before the first step cannot work."""
 
     exit_code = 2
+
+
+class SettingError(UsageError):
+    """Settings that do not fit the model or the data: `problems` holds (dotted key, what is wrong and what to do)."""
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{key}: {text}" for key, text in self.problems))
 
 
 class RecipeError(UsageError):

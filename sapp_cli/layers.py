@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from sapp_cli.core.masks import as_matrix, from_matrix, scale_blocks, spread
 from sapp_cli.core.selection import final_count
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 from sapp_cli.methods import BlockState, Method
 from sapp_cli.recipe.schema import PruneSection, RuleSection, block_shape, exact
@@ -31,6 +31,7 @@ class Layer:
 
     name: str  # as in the model's state_dict
     aliases: tuple[str, ...]  # other names of the same, tied weight
+    stored: str  # as in the checkpoint: what plan and report show
     kind: str  # class of the module that holds it
     shape: tuple[int, ...]
     parameters: int
@@ -52,27 +53,30 @@ class Layer:
         return final_count(self.sparsity, self.grid.count)
 
 
-def decide_layers(model: nn.Module, settings: PruneSection) -> list[Layer]:
+def decide_layers(
+    model: nn.Module, settings: PruneSection, stored_names: Mapping[str, str] | None = None
+) -> list[Layer]:
     """Every weight of two or more dimensions in the model's order, each with its decision and the reason.
 
-    Raises UsageError if a rule matches no weight, or if no layer would be pruned.
+    `stored_names` {name in the model: name in the checkpoint} where they differ; rules may use either.
+
+    Raises SettingError if a rule matches no weight, or if no layer would be pruned.
     """
-    weights = list(_weights(model))
+    weights = list(_weights(model, stored_names or {}))
     unmatched = [rule for rule in settings.rules if not any(_matches(rule, weight) for weight in weights)]
     if unmatched:
-        raise UsageError("\n".join(_unmatched_message(settings, rule, weights) for rule in unmatched))
+        raise SettingError([_unmatched(settings, rule, weights) for rule in unmatched])
     layers = [_decide(weight, settings) for weight in weights]
     if not any(layer.pruned for layer in layers):
         reasons = Counter(layer.reason for layer in layers if layer.prunable)
         why = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
-        raise UsageError(
-            f"no layer would be pruned: {why or 'the model has no Linear or convolution weight'}. "
-            "Take a smaller prune.block_size or prune.min_blocks, or change prune.rules"
-        )
+        advice = "take a smaller prune.block_size or prune.min_blocks, or change prune.rules"
+        problem = f"no layer would be pruned: {why or 'the model has no Linear or convolution weight'}; {advice}"
+        raise SettingError([("prune", problem)])
     return layers
 
 
-def _weights(model: nn.Module) -> Iterator[Layer]:
+def _weights(model: nn.Module, stored_names: Mapping[str, str]) -> Iterator[Layer]:
     """All floating weights of two or more dimensions, tied ones once, as layers not yet decided about."""
     holders: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -80,7 +84,7 @@ def _weights(model: nn.Module) -> Iterator[Layer]:
             if parameter.dim() >= 2 and parameter.is_floating_point():
                 holders.setdefault(id(parameter), []).append((f"{prefix}.{attribute}".lstrip("."), module, attribute))
     for places in holders.values():
-        # The embedding's name of a tied embedding comes first: it decides that the weight is one.
+        # An embedding's name comes first: it makes a weight that is tied to an output layer an embedding.
         places.sort(key=lambda place: not isinstance(place[1], nn.Embedding))
         (name, module, attribute), *others = places
         weight = getattr(module, attribute)
@@ -88,6 +92,7 @@ def _weights(model: nn.Module) -> Iterator[Layer]:
         yield Layer(
             name=name,
             aliases=tuple(other for other, _, _ in others),
+            stored=next((stored_names[known] for known, _, _ in places if known in stored_names), name),
             kind=type(module).__name__,
             shape=tuple(weight.shape),
             parameters=weight.numel(),
@@ -123,7 +128,9 @@ def _decide(weight: Layer, settings: PruneSection) -> Layer:
     rule = next((rule for rule in settings.rules if _matches(rule, weight)), None)
     is_embedding = weight.layout is not None and not weight.prunable
     if weight.layout is None:
-        what = f"{len(weight.shape)}-d weights of {weight.kind}" if len(weight.shape) > 2 else f"weights of {weight.kind}"
+        what = (
+            f"{len(weight.shape)}-d weights of {weight.kind}" if len(weight.shape) > 2 else f"weights of {weight.kind}"
+        )
         return replace(weight, reason=f"{what} are not supported")
     if is_embedding and not settings.embeddings:
         tied = f", tied to {weight.aliases[0]}" if weight.aliases else ""
@@ -160,15 +167,17 @@ def _by(sides: tuple[int, int]) -> str:
 def _matches(rule: RuleSection, weight: Layer) -> bool:
     """True if the pattern is that of one of the weight's names, or of the module that holds it."""
     return any(
-        fnmatchcase(name, rule.match) or fnmatchcase(name.rpartition(".")[0], rule.match) for name in weight.names
+        fnmatchcase(name, rule.match) or fnmatchcase(name.rpartition(".")[0], rule.match)
+        for name in (*weight.names, weight.stored)
     )
 
 
-def _unmatched_message(settings: PruneSection, rule: RuleSection, weights: list[Layer]) -> str:
-    names = [name for weight in weights for name in weight.names]
+def _unmatched(settings: PruneSection, rule: RuleSection, weights: list[Layer]) -> tuple[str, str]:
+    """The problem of a rule that matches nothing: (key, text)."""
+    names = [weight.stored for weight in weights]
     nearest = get_close_matches(rule.match, names, n=1, cutoff=0.3)
     hint = f"; nearest: '{nearest[0]}'" if nearest else ""
-    return f"prune.rules[{settings.rules.index(rule)}].match '{rule.match}' matches none of {len(names)} weights{hint}"
+    return f"prune.rules[{settings.rules.index(rule)}].match", f"'{rule.match}' matches none of {len(names)} weights{hint}"
 
 
 class MaskedWeight(nn.Module):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sapp_cli.core.masks import from_matrix, spread
 from sapp_cli.core.schedule import Moment, Phase, PhaseSchedule, ramp
 from sapp_cli.core.selection import ramp_count, uniform
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers
 from sapp_cli.recipe.schema import PruneSection
 
@@ -29,16 +29,24 @@ from sapp_cli.recipe.schema import PruneSection
 class Pruner:
     """The masks of one model over one run.
 
+    `settings`: the recipe's `prune` section, or a mapping of its keys. `stored_names` {name in the model: in the checkpoint}.
+
     Attributes: `layers`, every weight with its decision; `attached`, the pruned ones in the live model; `schedule`.
 
-    Raises UsageError if no layer would be pruned, a rule matches nothing, or the run is too short for its timetable.
+    Raises SettingError if no layer would be pruned, a rule matches nothing, or the run is too short for its timetable.
     """
 
-    def __init__(self, model: nn.Module, settings: PruneSection | Mapping[str, Any], steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: PruneSection | Mapping[str, Any],
+        steps: int,
+        stored_names: Mapping[str, str] | None = None,
+    ) -> None:
         self.settings = settings if isinstance(settings, PruneSection) else PruneSection.model_validate(settings)
         self.method = self.settings.settings
         self.schedule = make_schedule(self.settings, steps)
-        self.layers = decide_layers(model, self.settings)
+        self.layers = decide_layers(model, self.settings, stored_names)
         self._model = model
         self._names = list(model.state_dict())
         self.attached = attach(model, self.layers, self.method)
@@ -177,8 +185,8 @@ class _Held:
 
 
 def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
-    """The phases of a run of `steps` steps. Raises UsageError, naming the smallest number that works, if it is too short."""
+    """The phases of a run of `steps` steps. Raises SettingError, naming the smallest number that works, if it is too short."""
     try:
         return PhaseSchedule(settings.settings.spans(settings.timetable), steps)
     except ValueError as error:
-        raise UsageError(f"train.steps: {error}") from error
+        raise SettingError([("train.steps", str(error))]) from error

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import torch
 from sapp_cli.grid import BlockGrid, MatrixLayout
 
 
@@ -66,7 +66,7 @@ def spread(per_block: Tensor, grid: BlockGrid) -> Tensor:
 
 
 def scale_blocks(matrix: Tensor, per_block: Tensor, grid: BlockGrid) -> Tensor:
-    """matrix ⊙ spread(per_block), (out, in); differentiable in both, saving nothing but its two inputs."""
+    """Matrix ⊙ spread(per_block), (out, in); differentiable in both, saving nothing but its two inputs."""
     return _ScaleBlocks.apply(matrix, per_block, grid)  # type: ignore[no-any-return, no-untyped-call]
 
 

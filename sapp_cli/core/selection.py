@@ -9,9 +9,8 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from torch import Tensor
-
 import torch
+from torch import Tensor
 
 
 def final_count(sparsity: Fraction, blocks: int) -> int:

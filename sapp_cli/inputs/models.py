@@ -47,6 +47,11 @@ class LoadedModel:
     dtypes: Mapping[str, torch.dtype]  # state dict name -> dtype in the checkpoint
 
     @property
+    def stored_names(self) -> dict[str, str]:
+        """Name in model.state_dict() -> the first of the checkpoint's names for it."""
+        return {model_name: name for name, model_name in reversed(list(self.names.items()))}
+
+    @property
     def description(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
         return f"{type(self.model).__name__}, {count:,} parameters"

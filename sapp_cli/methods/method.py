@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-import torch
 from sapp_cli.core.masks import block_norms
 from sapp_cli.core.schedule import Moment, Span, Timetable
 from sapp_cli.grid import BlockGrid

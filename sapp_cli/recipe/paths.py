@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ def resolve_path(value: str, context: Mapping[str, Any] | None) -> str:
     """`value` made absolute against `context["folder"]`, the recipe's; as it is without a context."""
     if not context:
         return value
-    return str(Path(context["folder"]) / Path(value).expanduser())
+    path = Path(value)
+    with suppress(RuntimeError):  # ~name of nobody known here: a file may be called so
+        path = path.expanduser()
+    return str(Path(context["folder"]) / path)
 
 
 def resolve_factory(value: str, context: Mapping[str, Any] | None) -> str:

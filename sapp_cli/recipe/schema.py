@@ -1,7 +1,7 @@
 """The recipe: every setting of a run with its type, unit, bounds and default. The docstring under a key is its help.
 
-The methods' own settings stand with the methods; this file arranges them. What a key means for the numbers is written in
-docs/method.md. Values that the method leaves open are exact decimals here: 0.55 is 11/20, not the nearest float.
+The methods' own settings stand with the methods; this file arranges them. What a key means for the numbers is written
+in docs/method.md. Values that the method leaves open are exact decimals here: 0.55 is 11/20, not the nearest float.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ def _factory(value: str, info: ValidationInfo) -> str:
     return resolve_factory(value, info.context)
 
 
-RecipePath = Annotated[str, AfterValidator(_path)]
+PATH = AfterValidator(_path)
+FACTORY = AfterValidator(_factory)
+RecipePath = Annotated[str, Field(min_length=1), PATH]
 """A path, relative to the recipe's file."""
-Factory = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$"), AfterValidator(_factory)]
+Factory = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$"), FACTORY]
 """`package.module:callable`, or `file.py:callable` with the file relative to the recipe's."""
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
     """How to build the model, where the checkpoint does not say it itself (a Hugging Face folder does)."""
 
     factory: Factory | None = None
-    """A callable that returns the torch.nn.Module; it runs code of yours. Needed for a bare .safetensors or .pt file."""
+    """A callable that returns the torch.nn.Module; runs code of yours. Needed for a bare .safetensors or .pt file."""
 
     kwargs: dict[str, Any] = {}
     """Keyword arguments of the factory."""
@@ -64,7 +66,7 @@ class ColumnsSection(Section):
     """Text to tokenize. Usual: text, sentence, sentence1, content."""
 
     text_pair: str | None = None
-    """Second text of a pair. Usual: sentence2, text_pair; none is used unless the first is sentence1 or this key is set."""
+    """Second text of a pair. Usual: sentence2, text_pair; used only if the first is sentence1 or this key is set."""
 
     label: str | None = None
     """Target. Usual: label, labels, target."""
@@ -77,8 +79,8 @@ class DataSection(Section):
     """Where training and validation rows come from. `plan` works without any."""
 
     source: Literal["tensors", "datasets", "factory"] = "datasets"
-    """`tensors`: .safetensors or .npz with `inputs` and `targets`; `datasets`: parquet, csv, json(l), text or an image folder
-    read by Hugging Face datasets; `factory`: a callable of yours that returns the two datasets."""
+    """`tensors`: .safetensors or .npz with `inputs` and `targets`; `datasets`: parquet, csv, json(l), text or an image
+    folder read by Hugging Face datasets; `factory`: a callable of yours that returns the two datasets."""
 
     files: FilesSection = FilesSection()
 
@@ -109,9 +111,17 @@ class DataSection(Section):
     kwargs: dict[str, Any] = {}
     """Keyword arguments of the factory."""
 
+    @model_validator(mode="after")
+    def _factory_and_source_agree(self) -> DataSection:
+        if self.source == "factory" and self.factory is None:
+            raise ValueError("source factory needs factory, such as data.py:datasets")
+        if self.source != "factory" and self.factory is not None and self.files.train is None:
+            raise ValueError(f"factory is given, but source is {self.source}; write source: factory")
+        return self
+
 
 class DistillSection(Section):
-    """Distillation from the checkpoint that came in, added to the task's own loss."""
+    """Distillation from a dense checkpoint, added to the task's own loss."""
 
     weight: Share = 0.0
     """Weight of the distillation term; the task's loss gets 1 − weight. 0: no teacher is loaded."""
@@ -119,8 +129,12 @@ class DistillSection(Section):
     temperature: PositiveFloat = 2.0
     """Both sets of logits are divided by it; the term is multiplied by its square (Hinton et al., 2015)."""
 
+    teacher: RecipePath | None = None
+    """Checkpoint to distil from, of the same kind as the one that is pruned; null: that one."""
+
     hidden_states: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean squared error between the hidden states of student and teacher, every layer, relative to their size."""
+    """Weight of the mean squared error between the hidden states of student and teacher, every layer, relative to their
+    size."""
 
 
 class ObjectiveSection(Section):
@@ -130,8 +144,8 @@ class ObjectiveSection(Section):
         "classification", "regression", "binary", "causal-lm", "masked-lm", "embedding-distillation", "factory"
     ] = "classification"
     """classification: cross-entropy, accuracy; regression: squared error; binary: log loss of one logit; causal-lm and
-    masked-lm: cross-entropy of tokens, perplexity; embedding-distillation: 1 − cosine between the pooled embeddings of model
-    and source; factory: a callable of yours."""
+    masked-lm: cross-entropy of tokens, perplexity; embedding-distillation: 1 − cosine between the pooled embeddings of
+    model and source; factory: a callable of yours."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of classification."""
@@ -149,6 +163,14 @@ class ObjectiveSection(Section):
 
     higher_is_better: dict[str, bool] = {}
     """Of `task: factory`: for each metric the factory returns, whether greater is better."""
+
+    @model_validator(mode="after")
+    def _factory_and_task_agree(self) -> ObjectiveSection:
+        if self.task == "factory" and self.factory is None:
+            raise ValueError("task factory needs factory, such as objective.py:loss")
+        if self.task != "factory" and self.factory is not None:
+            raise ValueError(f"factory is given, but task is {self.task}; write task: factory")
+        return self
 
 
 class OptimizerSection(Section):
@@ -177,6 +199,12 @@ class OptimizerSection(Section):
 
     reset: bool = True
     """Forget the optimizer's state (moments, momentum) where a phase begins ("crucial", App. C.1)."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> OptimizerSection:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class LrScheduleSection(Section):
@@ -232,9 +260,16 @@ class PhasesSection(Section):
     """A timetable of one's own, as fractions of the run; the rounds before the last share what is left."""
 
     dense: Share
+    """Share of the run before the first round, dense."""
+
     rounds: PositiveInt
+    """Rounds; the paper's have a sparsification, a sparse and a dense phase each, the last only the first of them."""
+
     last_round: Share
+    """Share of the run that the last round takes."""
+
     final_sparse: Share
+    """Share of the run at the end, sparse, with the mask fixed."""
 
     exponent: Annotated[float, Field(ge=0)] = 4.0
     """c of the sparsity ramp s·(1 − e^(−c·u))/(1 − e^(−c)) of a sparsification phase; 0 is a straight line."""
@@ -256,7 +291,8 @@ class RuleSection(Section):
     """An exception for the weights whose name matches; the first rule that matches wins."""
 
     match: Annotated[str, Field(min_length=1)]
-    """Shell pattern over weight names as `sapp plan` prints them, e.g. "encoder.layer.0.*"; one that matches nothing is an error."""
+    """Shell pattern over weight names as `sapp plan` prints them, e.g. "encoder.layer.0.*"; one that matches nothing is
+    an error."""
 
     dense: bool = False
     """Leave these weights dense."""
@@ -294,7 +330,8 @@ class PruneSection(Section):
     """Prune embedding tables, and weights tied to one, too."""
 
     phases: Literal["fine-tune", "paper", "criteo"] | PhasesSection = "fine-tune"
-    """Timetable: `fine-tune` for trained checkpoints, the paper's two for training from scratch, or fractions of your own."""
+    """Timetable: `fine-tune` for trained checkpoints, the paper's two for training from scratch, or fractions of one's
+    own."""
 
     attention: SequentialAttention = SequentialAttention()
     """Settings of method sequential-attention."""
@@ -351,3 +388,8 @@ def exact(value: float) -> Fraction:
 def block_shape(size: int | tuple[int, int]) -> tuple[int, int]:
     """16 -> (16, 16); (16, 32) as it is: rows, columns."""
     return (size, size) if isinstance(size, int) else size
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, with the descriptions, for editors that complete and check YAML."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}

@@ -1,0 +1,25 @@
+"""How a damaged file is spoken of: its path, the tensor in quotes, what is wrong, what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sapp_cli.errors import CheckpointError
+
+LONGEST_QUOTE = 120
+AGAIN = "download or copy the file again"
+
+
+def quoted(name: object) -> str:
+    """A name out of a file as it can be printed anywhere: control characters escaped, cut in the middle when long."""
+    text = ascii(name) if not isinstance(name, str) or not name.isprintable() else f"'{name}'"
+    if len(text) <= LONGEST_QUOTE:
+        return text
+    half = (LONGEST_QUOTE - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
+
+
+def damaged(path: Path | str, problem: str, tensor: str | None = None) -> CheckpointError:
+    """The error `path: 'tensor': problem`, for its caller to raise."""
+    place = f"{path}: " if tensor is None else f"{path}: {quoted(tensor)}: "
+    return CheckpointError(place + problem)

@@ -1,0 +1,114 @@
+"""What every file of tensors offers, whatever its format: names, dtypes and shapes at once, bytes on demand."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sapp_cli.checkpoint.damage import damaged
+from sapp_cli.checkpoint.dtypes import DTYPES, Bits, DType
+from sapp_cli.errors import ResourceError
+
+Read: TypeAlias = Callable[[int, npt.NDArray[np.uint8]], None]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor's place: `start` and `end` are byte offsets in the file (in the tensor's own bytes for a state dict)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def kind(self) -> DType:
+        """The dtype with its storage dtype and conversions."""
+        return DTYPES[self.dtype]
+
+
+class TensorFile(ABC):
+    """A file of tensors. Arrays are in storage dtypes: bfloat16 as uint16, 8-bit floats as uint8 (dtypes.py)."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+    @abstractmethod
+    def reading(self, name: str) -> AbstractContextManager[Read]:
+        """A `read(offset, buffer)` that fills `buffer` with the tensor's bytes from its byte `offset` on.
+
+        Both raise CheckpointError when the bytes cannot be read. A `read` belongs to one thread.
+        """
+
+    def info(self, name: str) -> TensorInfo:
+        """Raises CheckpointError for a name that is not in the file."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise damaged(self.path, "no such tensor in this file", name) from None
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The tensor's bytes, (nbytes,)."""
+        info = self.info(name)
+        buffer = allocate(info.nbytes, self.path, name)
+        with self.reading(name) as read:
+            read(0, buffer)
+        return buffer
+
+    def array(self, name: str) -> Bits:
+        """The tensor in its storage dtype and shape."""
+        info = self.info(name)
+        return self.raw(name).view(info.kind.storage).reshape(info.shape)
+
+    def float32(self, name: str) -> npt.NDArray[np.float32]:
+        """The tensor's values as float32. Raises CheckpointError for complex numbers."""
+        info = self.info(name)
+        if info.kind.storage.kind == "c":
+            raise damaged(self.path, f"complex numbers ({info.dtype}) are not supported", name)
+        return info.kind.to_float32(self.array(name))
+
+    def slabs(self, name: str, max_bytes: int) -> Iterator[tuple[int, Bits]]:
+        """(first row, rows in storage dtype) over the leading axis, at most `max_bytes` or one row at a time.
+
+        Every slab lies in the same buffer: copy what must outlive the next one. A tensor without axes is one row.
+        """
+        info = self.info(name)
+        rows, *rest = info.shape or (1,)
+        row_bytes = math.prod(rest) * info.kind.itemsize
+        if not rows or not row_bytes:
+            return
+        step = min(rows, max(1, max_bytes // row_bytes))
+        buffer = allocate(step * row_bytes, self.path, name)
+        with self.reading(name) as read:
+            for row in range(0, rows, step):
+                count = min(step, rows - row)
+                part = buffer[: count * row_bytes]
+                read(row * row_bytes, part)
+                yield row, part.view(info.kind.storage).reshape(count, *rest)
+
+
+def allocate(size: int, path: Path, name: str) -> npt.NDArray[np.uint8]:
+    """An array of `size` bytes for a tensor; ResourceError if there is no such memory."""
+    try:
+        return np.empty(size, np.uint8)
+    except (MemoryError, ValueError):
+        raise ResourceError(f"{path}: '{name}': {size:,} bytes do not fit into memory") from None

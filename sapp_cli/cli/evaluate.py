@@ -1,0 +1,52 @@
+"""`sapp eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sapp_cli.cli.options import (
+    CheckpointArgument,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    RecipeOption,
+    SetOption,
+    read_recipe,
+)
+
+
+def evaluate(
+    checkpoint: CheckpointArgument,
+    recipe: RecipeOption,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher", help="Dense checkpoint to compare with, where the objective does so.", show_default=False
+        ),
+    ] = None,
+    sets: SetOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute the recipe's metrics on its validation data, for a dense or a block-sparse checkpoint.
+
+    \b
+    sapp eval ./my-model-sparse -r recipe.yaml
+    sapp eval ./my-model-sparse/sparse -r recipe.yaml --json
+    """
+    flags = {"train.device": ("--device", device), "train.precision": ("--precision", precision)}
+    loaded = read_recipe(recipe, sets, flags)
+
+    from sapp_cli import pipeline
+    from sapp_cli.cli.tables import print_metrics, stdout
+
+    metrics = pipeline.evaluate_checkpoint(loaded, checkpoint, teacher)
+    if as_json:
+        print(json.dumps({"checkpoint": str(checkpoint), "metrics": metrics}, indent=2, ensure_ascii=False))
+    else:
+        print_metrics(stdout(), metrics)

@@ -1,0 +1,100 @@
+"""A run as a person likes to watch it: a live line in a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+
+from sapp_cli.training.loop import StepRecord
+
+PLAIN_LINES = 20  # of a whole run, besides those of phases and evaluations
+
+
+class ProgressWatcher:
+    """Says what happens. Use it as a context manager: leaving it restores the terminal."""
+
+    def __init__(self, quiet: bool, verbose: bool) -> None:
+        self._quiet = quiet
+        self._verbose = verbose
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._live = self._console.is_terminal and not quiet
+        self._metrics = ""
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> ProgressWatcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if not self._quiet:
+            self._console.print(text, markup=False)
+
+    def step(self, record: StepRecord) -> None:
+        """A finished step: moves the bar, or prints a line where a phase begins, an evaluation came or some time passed."""
+        if self._quiet:
+            return
+        if record.metrics:
+            self._metrics = ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+        done, last = record.moment.step + 1, record.moment.step + 1 == record.steps
+        every = max(1, record.steps // PLAIN_LINES)
+        if self._live and not self._verbose:
+            self._draw(record)
+        elif record.moment.begins or record.metrics or last or done % every == 0:
+            left = record.seconds / done * (record.steps - done)
+            metrics = f"  {self._metrics}" if record.metrics else ""
+            self.say(
+                f"step {done}/{record.steps}  {record.moment.name}  sparsity {record.sparsity:.3f}  "
+                f"loss {record.loss:.4f}{metrics}  {_duration(left)} left"
+            )
+        if last:
+            self._stop()
+
+    def _draw(self, record: StepRecord) -> None:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=5)),
+                TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+                expand=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task("", total=record.steps)
+        assert self._task is not None, "made with the progress"
+        text = f"{record.moment.name} · sparsity {record.sparsity:.2f} · loss {record.loss:.4f}"
+        if record.metrics:
+            self._progress.console.print(
+                f"step {record.moment.step + 1}: {self._metrics}", markup=False, highlight=False
+            )
+        self._progress.update(self._task, completed=record.moment.step + 1, description=text)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def is_terminal() -> bool:
+    """True if stdout is one."""
+    return sys.stdout.isatty()

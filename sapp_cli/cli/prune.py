@@ -1,0 +1,114 @@
+"""`sapp prune`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sapp_cli.cli.options import (
+    OUTPUT,
+    BlockSizeOption,
+    CheckpointArgument,
+    DeterministicOption,
+    DeviceOption,
+    EpochsOption,
+    JsonOption,
+    LayoutName,
+    MethodOption,
+    PrecisionOption,
+    PrintConfigOption,
+    QuietOption,
+    RecipeOption,
+    SeedOption,
+    SetOption,
+    SparsityOption,
+    StepsOption,
+    VerboseOption,
+    parse_block_size,
+    read_recipe,
+)
+
+
+def prune(
+    checkpoint: CheckpointArgument,
+    recipe: RecipeOption,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to make.", show_default=False)] = None,
+    block_size: BlockSizeOption = None,
+    sparsity: SparsityOption = None,
+    method: MethodOption = None,
+    steps: StepsOption = None,
+    epochs: EpochsOption = None,
+    sets: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    deterministic: DeterministicOption = None,
+    layout: Annotated[
+        LayoutName, typer.Option("--layout", help="Which weight files to write.", rich_help_panel=OUTPUT)
+    ] = LayoutName.BOTH,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            "--max-shard-size",
+            metavar="SIZE",
+            help="Split the weights into files of at most this, e.g. 5GB; else as the source is split.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output of sapp that is there.", rich_help_panel=OUTPUT)
+    ] = False,
+    print_config: PrintConfigOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Fine-tune a checkpoint with the recipe's method until it is block-sparse; export it and report on it.
+
+    \b
+    sapp prune ./my-model -r sentence-embedding --sparsity 0.8 -o ./my-model-sparse
+    sapp prune net.safetensors -r recipe.yaml --block-size 16x32 --set optimizer.lr=1e-3 -o out
+    """
+    loaded = read_recipe(
+        recipe,
+        sets,
+        {
+            "prune.block_size": ("--block-size", parse_block_size(block_size)),
+            "prune.sparsity": ("--sparsity", sparsity),
+            "prune.method": ("--method", method),
+            "train.steps": ("--steps", steps),
+            "train.epochs": ("--epochs", epochs),
+            "train.seed": ("--seed", seed),
+            "train.device": ("--device", device),
+            "train.precision": ("--precision", precision),
+            "train.deterministic": ("--deterministic", deterministic),
+        },
+    )
+    if print_config:
+        print(loaded.dump(with_origins=True), end="")
+        return
+    if out is None:
+        raise typer.BadParameter("name the folder to write", param_hint="--out / -o")
+
+    from sapp_cli import pipeline
+    from sapp_cli.checkpoint.write import parse_size
+    from sapp_cli.cli.progress import ProgressWatcher
+    from sapp_cli.cli.tables import print_result, stdout
+
+    with ProgressWatcher(quiet, verbose) as watcher:
+        result = pipeline.prune(
+            loaded,
+            checkpoint,
+            out,
+            watcher,
+            layout=layout.value,
+            overwrite=overwrite,
+            max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
+        )
+    if as_json:
+        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print_result(stdout(), result)

@@ -1,0 +1,132 @@
+"""Tables and closing lines of the verbs, for people; data goes to stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
+
+if TYPE_CHECKING:
+    from sapp_cli.pipeline import PruneResult
+    from sapp_cli.planning import Plan
+
+NAME_WIDTH = 44
+
+
+def stdout() -> Console:
+    """The console of the data; without a terminal it neither wraps nor colours."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160, soft_wrap=True)
+    return console
+
+
+def cut_in_the_middle(text: str, width: int = NAME_WIDTH) -> str:
+    """The beginning and the end of a long name: "encoder.la…output.dense.weight"."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 3
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def megabytes(size: int) -> str:
+    """1,234,567 -> "1.2 MB"."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+
+
+def percent(share: float) -> str:
+    """0.875 -> "87.5 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def layer_table(report: SparsityReport, reasons: bool) -> Table:
+    """One row a layer, totals at the end."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("matrix", justify="right", no_wrap=True)
+    for column in ("block", "kept / blocks", "sparsity", "target", "dense", "sparse"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if reasons:
+        table.add_column("why", overflow="fold")
+    for layer in report.layers:
+        table.add_row(*_row(layer), *([layer.reason] if reasons else []), style=None if layer.pruned else "dim")
+    model = report.model
+    table.add_section()
+    totals = [
+        ("pruned layers, blocks", report.pruned_block_sparsity, None, None),
+        ("all prunable weights", model.prunable_sparsity, None, None),
+        ("whole model", model.sparsity, model.bytes_dense, model.bytes_sparse),
+    ]
+    for name, share, dense, sparse in totals:
+        sizes = ("", "") if dense is None or sparse is None else (megabytes(dense), megabytes(sparse))
+        table.add_row(name, "", "", "", percent(share), "", *sizes, style="bold")
+    return table
+
+
+def _row(layer: LayerSparsity) -> tuple[str, ...]:
+    return (
+        cut_in_the_middle(layer.name),
+        "×".join(map(str, layer.shape)),
+        "×".join(map(str, layer.block)) if layer.block else "–",
+        f"{layer.kept_blocks:,} / {layer.blocks:,}" if layer.blocks is not None else "–",
+        percent(layer.block_sparsity if layer.block_sparsity is not None and layer.pruned else layer.sparsity),
+        percent(layer.target) if layer.target is not None else "–",
+        megabytes(layer.bytes_dense),
+        megabytes(layer.bytes_sparse) if layer.pruned else "–",
+    )
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Layers with their reasons, timetable, sizes, memory."""
+    console.print(layer_table(plan.report, reasons=True))
+    console.print()
+    timetable = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("phase", "round", "first step", "last step"):
+        timetable.add_column(column, justify="left" if column == "phase" else "right")
+    for phase in plan.schedule.phases:
+        timetable.add_row(phase.phase.value, str(phase.round or "–"), f"{phase.start + 1:,}", f"{phase.stop:,}")
+    console.print(timetable)
+    console.print()
+    parts = ", ".join(f"{name.replace('_', ' ')} {megabytes(size)}" for name, size in plan.memory.items() if size)
+    console.print(f"memory without activations: {parts}")
+    model = plan.report.model
+    console.print(f"on disk: {megabytes(model.bytes_dense)} dense, {megabytes(model.bytes_sparse)} block-sparse")
+
+
+def print_result(console: Console, result: PruneResult) -> None:
+    """What a run came to: metric, sparsity, sizes, where things are."""
+    for name, metric in result.metrics.items():
+        console.print(f"{name:<12} {metric.dense:.4f} dense → {metric.pruned:.4f} pruned")
+    report = result.report
+    console.print(
+        f"{'sparsity':<12} {percent(report.pruned_block_sparsity)} of the blocks of {len(report.pruned)} pruned layers, "
+        f"{percent(report.model.prunable_sparsity)} of all prunable weights, {percent(report.model.sparsity)} of the model"
+    )
+    sizes = result.sizes
+    written = []
+    if sizes.dense:
+        written.append(f"{megabytes(sizes.dense)} dense")
+    if sizes.sparse:
+        written.append(f"{megabytes(sizes.sparse)} block-sparse ({sizes.source / sizes.sparse:.1f}× smaller)")
+    console.print(f"{'size':<12} {megabytes(sizes.source)} before → {', '.join(written)}")
+    console.print(f"{'written to':<12} {result.out}")
+
+
+def print_metrics(console: Console, metrics: dict[str, float]) -> None:
+    """One line a metric."""
+    for name, value in metrics.items():
+        console.print(f"{name:<12} {value:.4f}")
+
+
+def print_recipes(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Shipped recipes and their titles."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, title in rows:
+        table.add_row(name, title)
+    console.print(table)

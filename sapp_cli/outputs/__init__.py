@@ -1,0 +1,1 @@
+"""What a run leaves behind: weights under the source's names, manifest, model card."""

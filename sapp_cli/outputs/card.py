@@ -1,0 +1,75 @@
+"""README.md of an output: what was done, the numbers, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sapp_cli.outputs.manifest import Manifest
+from sapp_cli.report.sparsity import SparsityReport
+
+AUTO_CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForImageClassification": "AutoModelForImageClassification",
+}
+
+
+@dataclass(frozen=True)
+class FileSizes:
+    """Bytes of the weight files: of the source, and of each layout that was written (0 for one that was not)."""
+
+    source: int
+    dense: int
+    sparse: int
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    report: SparsityReport,
+    manifest: Manifest,
+    sizes: FileSizes,
+    architecture: str | None,
+    companions: Sequence[str],
+) -> None:
+    """Write the card into `folder`. `architecture`: the class that config.json names, None for a model of the user's own."""
+    environment = Environment(
+        loader=PackageLoader("sapp_cli", "outputs"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["megabytes"] = megabytes
+    text = environment.get_template("card.md.j2").render(
+        name=name,
+        report=report,
+        manifest=manifest.as_json(),
+        blocks=blocks_text(report),
+        sizes=sizes,
+        auto_class=auto_class(architecture) if architecture else None,
+        companions=companions,
+    )
+    (folder / "README.md").write_text(text)
+
+
+def auto_class(architecture: str) -> str:
+    """The Auto class of transformers that loads an architecture: "GPT2LMHeadModel" -> "AutoModelForCausalLM"."""
+    return next((auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending)), "AutoModel")
+
+
+def megabytes(size: int) -> str:
+    """12,345,678 bytes -> "12.3 MB"."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def blocks_text(report: SparsityReport) -> str:
+    """The block shapes of the pruned layers, most frequent first: "16×16", or "16×16 and 8×32"."""
+    shapes = [layer.block for layer in report.pruned if layer.block]
+    ordered = sorted(set(shapes), key=lambda shape: (-shapes.count(shape), shape))
+    return " and ".join(f"{rows}×{columns}" for rows, columns in ordered)

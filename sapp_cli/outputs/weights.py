@@ -1,0 +1,203 @@
+"""The pruned weights as files: dense in the source's names, dtypes and shards, and block-sparse beside them.
+
+Every tensor is made when its turn to be written comes. Tensors the model does not know pass through verbatim.
+
+R, C: block rows and columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapp_cli.checkpoint.block_sparse import Mask, gather, kept_blocks, to_matrix
+from sapp_cli.checkpoint.block_sparse_file import block_sparse_metadata, block_sparse_out
+from sapp_cli.checkpoint.dtypes import DTYPES, Bits
+from sapp_cli.checkpoint.source import Checkpoint
+from sapp_cli.checkpoint.write import ShardOut, TensorOut, shard_by_size, write_sharded
+from sapp_cli.errors import TrainingError
+from sapp_cli.grid import BlockGrid, MatrixLayout
+from sapp_cli.inputs.models import TORCH_DTYPES, LoadedModel
+from sapp_cli.layers import AttachedLayer
+
+Layout = Literal["both", "dense", "bsr"]
+
+
+@dataclass(frozen=True)
+class PrunedWeight:
+    """A pruned weight of the checkpoint: its name there and its blocks."""
+
+    name: str
+    layout: MatrixLayout
+    grid: BlockGrid
+    kept: Mask  # (R, C): anything in the block is nonzero after the cast
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Tensors that stay in one shard: one dense tensor, or the three of a block-sparse weight."""
+
+    tensors: tuple[TensorOut, ...]
+    weight: PrunedWeight | None = None
+    aliases: tuple[str, ...] = ()  # other names of the same weight, which are not stored
+
+
+class PrunedWeights:
+    """The folded state of a run, as the tensors of the checkpoint it came from."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        loaded: LoadedModel,
+        state: Mapping[str, Tensor],
+        attached: Mapping[str, AttachedLayer],
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._loaded = loaded
+        self._state = state
+        self._layers = {name: layer for layer in attached.values() for name in layer.layer.names}
+        self.pruned = {name: self._pruned(name) for name in self._names() if self._model_name(name) in self._layers}
+
+    def masks_sha256(self) -> str:
+        """A hash over the names, grids and kept blocks of all pruned weights."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.pruned.items()):
+            digest.update(f"{name} {weight.grid.size} {weight.grid.block}\n".encode())
+            digest.update(np.packbits(weight.kept).tobytes())
+        return digest.hexdigest()
+
+    def write_dense(self, folder: Path, max_shard_bytes: int | None) -> list[Path]:
+        """model.safetensors, or the source's shards and their index; zeros in place. The files written."""
+        shards = [(file, metadata, [self._one(name) for name in names]) for file, names, metadata in self._shards()]
+        return self._write(folder, shards, max_shard_bytes)
+
+    def write_sparse(self, folder: Path, max_shard_bytes: int | None) -> list[Path]:
+        """The same shards with each pruned weight as its kept blocks (docs/format.md), stored once where tied."""
+        aliases = {names[0]: tuple(names[1:]) for names in self._pruned_names().values()}
+        dropped = {alias for others in aliases.values() for alias in others}
+        shards = []
+        for file, names, metadata in self._shards():
+            groups = [
+                _Group(self._triple(self.pruned[name]), self.pruned[name], aliases[name])
+                if name in self.pruned
+                else self._one(name)
+                for name in names
+                if name not in dropped
+            ]
+            shards.append((file, metadata, groups))
+        return self._write(folder, shards, max_shard_bytes)
+
+    def _write(
+        self, folder: Path, shards: list[tuple[str, Mapping[str, str], list[_Group]]], max_shard_bytes: int | None
+    ) -> list[Path]:
+        if max_shard_bytes is not None:
+            groups = {group.tensors: group for _, _, shard in shards for group in shard}
+            resharded = shard_by_size([group.tensors for group in groups.values()], max_shard_bytes)
+            shards = [(file, shards[0][1], [groups[tuple(t)] for t in tensors]) for file, tensors in resharded]
+        outs = [
+            ShardOut(file, [tensor for group in groups for tensor in group.tensors], _metadata(metadata, groups))
+            for file, metadata, groups in shards
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_sharded(folder, "model", outs, self._checkpoint.index_metadata)
+
+    def _pruned_names(self) -> dict[str, list[str]]:
+        """{layer: the checkpoint's names of its weight}, in the checkpoint's order."""
+        found: dict[str, list[str]] = {}
+        for name in self.pruned:
+            found.setdefault(self._layers[self._model_name(name)].layer.name, []).append(name)
+        return found
+
+    def _names(self) -> Iterator[str]:
+        for _, names, _ in self._shards():
+            yield from names
+
+    def _shards(self) -> Iterator[tuple[str, list[str], Mapping[str, str]]]:
+        """(file, logical names, metadata) of the source's shards; weights it lacked come at the end of the last."""
+        source = self._checkpoint
+        part_of = {part: entry.name for entry in source.block_sparse.values() for part in entry.tensor_names}
+        aliases: dict[str, list[str]] = {}
+        for alias, stored in source.tied.items():
+            aliases.setdefault(stored, []).append(alias)
+        for index, file in enumerate(source.files):
+            stored_names = dict.fromkeys(part_of.get(name, name) for name in file.tensors)
+            names = [name for stored in stored_names for name in (stored, *aliases.get(stored, ()))]
+            added = list(self._loaded.added) if index == len(source.files) - 1 else []
+            yield self._file_name(index), [*names, *added], file.metadata
+
+    def _file_name(self, index: int) -> str:
+        """The source's own where it is a shard's; pickled state dicts become safetensors."""
+        files = self._checkpoint.files
+        if len(files) == 1:
+            return "model.safetensors"
+        own = files[index].path
+        return own.name if own.suffix == ".safetensors" else f"model-{index + 1:05}-of-{len(files):05}.safetensors"
+
+    def _model_name(self, name: str) -> str:
+        return self._loaded.names.get(name, name if name in self._loaded.added else "")
+
+    def _dtype(self, name: str) -> str:
+        """Storage dtype of a tensor; a weight that the checkpoint lacked gets that of most of the others."""
+        if name not in self._loaded.added:
+            return self._checkpoint.dtype(name)
+        kinds = [self._checkpoint.dtype(known) for known in self._loaded.names]
+        return max(sorted(set(kinds)), key=kinds.count)
+
+    def _pruned(self, name: str) -> PrunedWeight:
+        masked = self._layers[self._model_name(name)].masked
+        matrix = to_matrix(self._bits(name), masked.layout)
+        return PrunedWeight(
+            name, masked.layout, masked.grid, kept_blocks(matrix, masked.grid, DTYPES[self._dtype(name)])
+        )
+
+    def _bits(self, name: str) -> Bits:
+        """The tensor as it will be stored; raises TrainingError for a value its dtype cannot hold."""
+        return to_bits(self._state[self._model_name(name)], self._dtype(name), name)
+
+    def _one(self, name: str) -> _Group:
+        model_name = self._model_name(name)
+        if not model_name:
+            shape = self._checkpoint.shape(name)
+            return _Group((TensorOut(name, self._dtype(name), shape, lambda: self._checkpoint.dense_array(name)),))
+        shape = tuple(self._state[model_name].shape)
+        return _Group((TensorOut(name, self._dtype(name), shape, lambda: self._bits(name)),))
+
+    def _triple(self, weight: PrunedWeight) -> tuple[TensorOut, ...]:
+        def values() -> Bits:
+            return gather(to_matrix(self._bits(weight.name), weight.layout), weight.grid, weight.kept)
+
+        return block_sparse_out(weight.name, self._dtype(weight.name), weight.grid, weight.kept, values)
+
+
+def to_bits(tensor: Tensor, dtype: str, name: str) -> Bits:
+    """The tensor cast to a storage dtype, as NumPy sees it: bf16 and fp8 as unsigned integers of their width.
+
+    Raises TrainingError where a value is not finite, or no longer is after the cast.
+    """
+    cast = tensor.detach().to("cpu", TORCH_DTYPES[dtype]).contiguous()
+    if cast.is_floating_point() and not bool(torch.isfinite(cast.float()).all()):
+        raise TrainingError(
+            f"'{name}' holds values that {dtype} cannot: the largest is {float(tensor.detach().abs().max()):g}. "
+            "Training diverged: lower optimizer.lr"
+        )
+    if cast.dtype == torch.bfloat16:
+        return cast.view(torch.int16).numpy().view(np.uint16)
+    if cast.is_floating_point() and cast.element_size() == 1:
+        return cast.view(torch.uint8).numpy()
+    bits: Bits = cast.numpy()
+    return bits
+
+
+def _metadata(metadata: Mapping[str, str], groups: Sequence[_Group]) -> dict[str, str]:
+    """A shard's header metadata: the source's, and what a reader must know of the block-sparse weights in it."""
+    weights = {group.weight.name: (group.weight.layout, group.weight.grid) for group in groups if group.weight}
+    tied = {alias: group.weight.name for group in groups if group.weight for alias in group.aliases}
+    kept = {key: value for key, value in metadata.items() if not key.startswith("sapp_")}
+    return {"format": "pt", **kept, **(block_sparse_metadata(weights, tied) if weights else {})}

@@ -1,0 +1,82 @@
+"""The one place where code that a recipe names is run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sapp_cli.errors import UsageError
+from sapp_cli.recipe.names import nearest, shown
+
+
+def load_factory(factory: str, key: str = "factory") -> Callable[..., Any]:
+    """The callable that `file.py:callable` or `package.module:callable` names; UsageErrors begin with `key`.
+
+    A file may import the modules that lie beside it: its folder becomes the last place Python looks for modules, so
+    that it hides nothing that is installed. Other modules have to be installed, or be on PYTHONPATH.
+    """
+    place, _, name = factory.rpartition(":")
+    where = f"{key}: {shown(factory)}"
+    module = _from_file(Path(place), where) if place.endswith(".py") else _from_package(place, where)
+    if not hasattr(module, name):
+        near = nearest(name, (known for known in vars(module) if not known.startswith("_")))
+        raise UsageError(f"{where}: {place} has no '{name}'" + (f"; nearest: '{near}'" if near else ""))
+    found = getattr(module, name)
+    if not callable(found):
+        raise UsageError(
+            f"{where}: '{name}' is a value of type {type(found).__name__}; a factory is a function or a class"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _from_file(file: Path, where: str) -> ModuleType:
+    file = file.absolute()
+    if not file.is_file():
+        raise UsageError(f"{where}: there is no such file")
+    # Named by its place: two recipes may each have a model.py, and one file named twice is one module.
+    name = f"sapp_factory_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec, "a path that ends in .py has a spec"
+    assert spec.loader, "and a loader"
+    module = importlib.util.module_from_spec(spec)
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    sys.modules[name] = module  # dataclasses and pickle look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UsageError(f"{where}: cannot be imported: {_reason(error, file.parent)}") from error
+    return module
+
+
+def _from_package(place: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        text = f"cannot be imported: {_reason(error)}"
+        if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
+            text = f"there is no module '{error.name}'; install it, or name a file beside the recipe: file.py:callable"
+        raise UsageError(f"{where}: {text}") from error
+
+
+def _reason(error: BaseException, folder: Path | None = None) -> str:
+    """`model.py:12: NameError: name 'x' is not defined`: the last line that was run, of the user's folder if known."""
+    if isinstance(error, SyntaxError):
+        place, text = f"{Path(error.filename or '').name}:{error.lineno}", error.msg
+    else:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+        of_user = [frame for frame in frames if Path(frame.filename).parent == folder]
+        last = (of_user or frames)[-1]
+        place, text = f"{Path(last.filename).name}:{last.lineno}", str(error)
+    first_line = (text.splitlines() or [""])[0]
+    return f"{place}: {type(error).__name__}: {first_line}"

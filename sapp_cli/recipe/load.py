@@ -1,0 +1,96 @@
+"""A recipe, ready to use: read, merged with the command line, checked, and written out again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sapp_cli.errors import RecipeError, UsageError
+from sapp_cli.recipe.document import MAX_BYTES, read_document
+from sapp_cli.recipe.dump import dump
+from sapp_cli.recipe.merge import Flag, Merged, merge, origin_of
+from sapp_cli.recipe.names import KeyPath, dotted, key_path
+from sapp_cli.recipe.problem import Layer, Origin, Problem
+from sapp_cli.recipe.schema import Recipe
+from sapp_cli.recipe.shipped import find_recipe
+from sapp_cli.recipe.translate import problems_in
+
+__all__ = ["Flag", "LoadedRecipe", "load_recipe"]
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe, and where each of its values came from."""
+
+    recipe: Recipe
+    origins: Mapping[KeyPath, Origin]  # of the values that are not defaults
+    path: Path
+    text: str  # of the file
+    sha256: str  # of the file's bytes
+    lines: Mapping[KeyPath, int]  # of the file's keys and items
+
+    def dump(self, with_origins: bool = False) -> str:
+        """The whole merged recipe as YAML that loads to an equal one; each value's origin beside it where asked for."""
+        return dump(self.recipe, self.origins if with_origins else None)
+
+    def where(self, key: str) -> str:
+        """`recipes/vit.yaml:12: prune.rules[1].match`: the beginning of a problem that only the model or data shows."""
+        path = key_path(key)
+        return f"{_origin(path, self.origins, self.lines, str(self.path)).place}: {dotted(path)}"
+
+
+def load_recipe(path_or_name: str | Path, sets: Sequence[str] = (), flags: Mapping[str, Flag] = {}) -> LoadedRecipe:
+    """The recipe in a file or of a shipped name, with `sets` (KEY=VALUE) and `flags` (by dotted key) laid over it.
+
+    Raises RecipeError with every problem at once, in the order of the file; UsageError where there is no such file.
+    """
+    path = find_recipe(path_or_name)
+    data = _read(path)
+    document = read_document(data, str(path))
+    merged = merge(document, str(path), sets, flags)
+    recipe, problems = _checked(merged, path.parent.absolute())
+    if recipe is None:
+        located = [
+            replace(problem, origin=problem.origin or _origin(problem.path, merged.origins, document.lines, str(path)))
+            for problem in problems
+        ]
+        raise RecipeError([str(problem) for problem in sorted(located, key=lambda problem: problem.order)])
+    text = data.decode("utf-8-sig")
+    return LoadedRecipe(recipe, merged.origins, path, text, hashlib.sha256(data).hexdigest(), document.lines)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _checked(merged: Merged, folder: Path) -> tuple[Recipe, list[Problem]] | tuple[None, list[Problem]]:
+    """The recipe, or the problems that stand in its way."""
+    problems = list(merged.problems)
+    # JSON, because only there are lists tuples while "16" is no number and 1 is not true.
+    text = json.dumps(merged.values, ensure_ascii=False).encode("utf-8", "replace")
+    try:
+        recipe = Recipe.model_validate_json(text, strict=True, context={"folder": folder})
+    except ValidationError as error:
+        found = problems_in(error, merged.values)
+        # A rule over all sections is judged again once the problems within them are mended.
+        problems += [problem for problem in found if problem.path or not problems]
+        return None, problems
+    return (None, problems) if problems else (recipe, [])
+
+
+def _origin(path: KeyPath, origins: Mapping[KeyPath, Origin], lines: Mapping[KeyPath, int], name: str) -> Origin:
+    """Who to name for a problem at `path`: the latest layer with a say in it, else the nearest line around it."""
+    origin = origin_of(path, origins)
+    if origin is not None and origin.layer is not Layer.RECIPE:
+        return origin
+    around = next((path[:count] for count in range(len(path), 0, -1) if path[:count] in lines), None)
+    return Origin(Layer.RECIPE, name, lines[around] if around else None)

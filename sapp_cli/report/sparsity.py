@@ -1,0 +1,176 @@
+"""The sparsity of a checkpoint, layer by layer: what sparsity.json, `report`, `plan` and the model card all show.
+
+R, C: block rows and columns.  n = R·C blocks, K of them kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sapp_cli.grid import BlockGrid, MatrixLayout
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """A weight and what was decided about it, before anything is counted."""
+
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int  # bytes of an entry
+    prunable: bool
+    pruned: bool | None  # None: nobody said so; a layer with a removed block is one
+    reason: str
+    layout: MatrixLayout | None = None
+    grid: BlockGrid | None = None
+    target: float | None = None  # share of blocks
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is left of a weight."""
+
+    kept_blocks: int
+    nonzero: int
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """A layer of the report; the keys of sparsity.json."""
+
+    name: str
+    shape: tuple[int, ...]
+    layout: str | None  # linear, conv or transposed; null for a weight that is not seen as a matrix
+    block: tuple[int, int] | None
+    blocks: int | None
+    kept_blocks: int | None
+    block_sparsity: float | None  # share of blocks removed
+    sparsity: float  # share of entries that are zero
+    target: float | None  # of block_sparsity
+    bytes_dense: int
+    bytes_sparse: int  # stored block-sparse where pruned
+    prunable: bool
+    pruned: bool
+    reason: str
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nonzero(self) -> int:
+        return round((1 - self.sparsity) * self.parameters)
+
+
+@dataclass(frozen=True)
+class ModelSparsity:
+    """The totals; the keys of sparsity.json."""
+
+    parameters: int  # entries of all floating tensors, ties once
+    nonzero: int
+    sparsity: float
+    prunable_parameters: int  # of all Linear and convolution weights, those left dense included
+    prunable_sparsity: float
+    bytes_dense: int  # of all tensors
+    bytes_sparse: int
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """A whole checkpoint."""
+
+    model: ModelSparsity
+    layers: tuple[LayerSparsity, ...]
+
+    @property
+    def pruned(self) -> tuple[LayerSparsity, ...]:
+        return tuple(layer for layer in self.layers if layer.pruned)
+
+    @property
+    def pruned_block_sparsity(self) -> float:
+        """Share of the pruned layers' blocks that is removed; 0 where no layer is pruned."""
+        blocks = sum(layer.blocks or 0 for layer in self.pruned)
+        return 1 - sum(layer.kept_blocks or 0 for layer in self.pruned) / blocks if blocks else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of sparsity.json."""
+        return {"version": VERSION, "model": asdict(self.model), "layers": [asdict(layer) for layer in self.layers]}
+
+
+def make_report(
+    layers: Iterable[LayerFacts],
+    count: Callable[[LayerFacts], Counts],
+    other_parameters: int,
+    other_nonzero: int,
+    other_bytes: int,
+) -> SparsityReport:
+    """The report over the layers, each counted by `count`, and the checkpoint's other tensors."""
+    rows = tuple(_layer(facts, count(facts)) for facts in layers)
+    prunable = [row for row in rows if row.prunable]
+    parameters = other_parameters + sum(row.parameters for row in rows)
+    nonzero = other_nonzero + sum(row.nonzero for row in rows)
+    prunable_parameters = sum(row.parameters for row in prunable)
+    prunable_nonzero = sum(row.nonzero for row in prunable)
+    return SparsityReport(
+        ModelSparsity(
+            parameters=parameters,
+            nonzero=nonzero,
+            sparsity=_removed(nonzero, parameters),
+            prunable_parameters=prunable_parameters,
+            prunable_sparsity=_removed(prunable_nonzero, prunable_parameters),
+            bytes_dense=other_bytes + sum(row.bytes_dense for row in rows),
+            bytes_sparse=other_bytes + sum(row.bytes_sparse for row in rows),
+        ),
+        rows,
+    )
+
+
+def expected_counts(kept: Mapping[str, int]) -> Callable[[LayerFacts], Counts]:
+    """Counts before training: K as planned, and entries in proportion (of ragged grids nobody knows which blocks stay)."""
+
+    def count(facts: LayerFacts) -> Counts:
+        if not facts.pruned or facts.grid is None:
+            return Counts(facts.grid.count if facts.grid else 0, facts.parameters)
+        share = kept[facts.name] / facts.grid.count
+        return Counts(kept[facts.name], round(share * facts.parameters))
+
+    return count
+
+
+def block_sparse_bytes(grid: BlockGrid, kept: int, itemsize: int) -> int:
+    """Bytes of the three tensors of a block-sparse weight (docs/format.md)."""
+    (rows, _), (br, bc) = grid.size, grid.block
+    return kept * br * bc * itemsize + 4 * (rows + 1) + 4 * kept
+
+
+def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
+    grid, dense = facts.grid, facts.parameters * facts.itemsize
+    pruned = facts.pruned if facts.pruned is not None else grid is not None and counts.kept_blocks < grid.count
+    return LayerSparsity(
+        name=facts.name,
+        shape=facts.shape,
+        layout=facts.layout.kind if facts.layout else None,
+        block=grid.block if grid else None,
+        blocks=grid.count if grid else None,
+        kept_blocks=counts.kept_blocks if grid else None,
+        block_sparsity=_removed(counts.kept_blocks, grid.count) if grid else None,
+        sparsity=_removed(counts.nonzero, facts.parameters),
+        target=facts.target,
+        bytes_dense=dense,
+        bytes_sparse=block_sparse_bytes(grid, counts.kept_blocks, facts.itemsize) if pruned and grid else dense,
+        prunable=facts.prunable,
+        pruned=pruned,
+        reason=facts.reason,
+    )
+
+
+def _removed(kept: int, total: int) -> float:
+    return 1 - kept / total if total else 0.0

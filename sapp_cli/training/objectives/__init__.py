@@ -1,0 +1,50 @@
+"""What is minimized and what is reported: one task a file, all asked in the same way (`Objective`)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sapp_cli.errors import UsageError
+from sapp_cli.recipe.factory import load_factory
+from sapp_cli.recipe.schema import ObjectiveSection
+from sapp_cli.training.objectives.binary import Binary
+from sapp_cli.training.objectives.classification import Classification
+from sapp_cli.training.objectives.custom import Custom
+from sapp_cli.training.objectives.embedding import EmbeddingDistillation
+from sapp_cli.training.objectives.fit import check_fits
+from sapp_cli.training.objectives.forward import Inputs
+from sapp_cli.training.objectives.language_model import LanguageModel
+from sapp_cli.training.objectives.objective import LossResult, Objective, Sums
+from sapp_cli.training.objectives.regression import Regression
+from sapp_cli.training.objectives.supervised import Supervised, Task
+
+__all__ = ["LossResult", "Objective", "Sums", "check_fits", "make_objective"]
+
+
+def make_objective(section: ObjectiveSection, model: nn.Module) -> Objective:
+    """The objective of a recipe for a model that no engine has wrapped yet: what its forward takes is read from it.
+
+    Raises UsageError for settings that do not go together.
+    """
+    if section.task == "factory":
+        return _custom(section)
+    inputs = Inputs.of(model)
+    if section.task == "embedding-distillation":
+        if section.distill.weight > 0:
+            raise UsageError("objective.distill.weight: embedding-distillation is distillation already; leave it 0")
+        return EmbeddingDistillation(inputs, section.pooling, section.distill.hidden_states)
+    tasks: dict[str, Task] = {
+        "classification": Classification(section.label_smoothing),
+        "regression": Regression(),
+        "binary": Binary(),
+        "causal-lm": LanguageModel(causal=True),
+        "masked-lm": LanguageModel(causal=False),
+    }
+    return Supervised(tasks[section.task], inputs, section.distill)
+
+
+def _custom(section: ObjectiveSection) -> Objective:
+    assert section.factory is not None, "the schema asks for one"
+    if section.distill.weight > 0 or section.distill.hidden_states > 0:
+        raise UsageError("objective.distill: a factory makes the whole loss, distillation included; leave it out")
+    return Custom(load_factory(section.factory, "objective.factory"), section.factory, section.higher_is_better)

@@ -1,0 +1,62 @@
+"""Do model, data and objective go together? Asked before the first step, of two rows and of every label."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sapp_cli.errors import DataError
+from sapp_cli.inputs.rows import Batch, DataSets, Targets, rows_in
+from sapp_cli.training.objectives.custom import Custom
+from sapp_cli.training.objectives.forward import Inputs
+from sapp_cli.training.objectives.objective import Objective
+from sapp_cli.training.objectives.supervised import Supervised
+
+
+def check_fits(objective: Objective, model: nn.Module, data: DataSets) -> None:
+    """Run the model on two rows and look at every label; the model and torch's random state are left as they were.
+
+    Raises DataError naming the row whose label the model cannot give, or the inputs its forward does not take;
+    UsageError for outputs the task cannot use.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    rows = [data.train[index] for index in range(min(2, rows_in(data.train)))]
+    batch = {key: value.to(device) for key, value in data.collate(rows).items()}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            _check_inputs(objective, model, batch)
+            if isinstance(objective, Supervised):
+                logits = objective.logits(model, batch)
+                for part in (data.train, data.validation):
+                    targets = getattr(part, "targets", None)
+                    if isinstance(targets, Targets):
+                        objective.task.require_targets(targets, logits)
+            objective.loss(model, batch, model if objective.needs_teacher else None)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"the model does not take the data: {type(error).__name__}: {error}\na batch holds {_describe(batch)}; "
+            f"{type(model).__name__}.forward takes {', '.join(sorted(Inputs.of(model).names)) or 'anything'}"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _check_inputs(objective: Objective, model: nn.Module, batch: Batch) -> None:
+    inputs = Inputs.of(model)
+    unused = [] if isinstance(objective, Custom) else inputs.unused(batch)
+    if unused:
+        raise DataError(
+            f"the rows have '{unused[0]}', which {type(model).__name__}.forward does not take; it takes: "
+            f"{', '.join(sorted(inputs.names))}"
+        )
+
+
+def _describe(batch: Batch) -> str:
+    return ", ".join(
+        f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in batch.items()
+    )
