@@ -76,7 +76,7 @@ class BlockGrid:
 
     @property
     def count(self) -> int:
-        """n = R·C."""
+        """N = R·C."""
         rows, columns = self.size
         return rows * columns
 

@@ -177,7 +177,10 @@ def _unmatched(settings: PruneSection, rule: RuleSection, weights: list[Layer]) 
     names = [weight.stored for weight in weights]
     nearest = get_close_matches(rule.match, names, n=1, cutoff=0.3)
     hint = f"; nearest: '{nearest[0]}'" if nearest else ""
-    return f"prune.rules[{settings.rules.index(rule)}].match", f"'{rule.match}' matches none of {len(names)} weights{hint}"
+    return (
+        f"prune.rules[{settings.rules.index(rule)}].match",
+        f"'{rule.match}' matches none of {len(names)} weights{hint}",
+    )
 
 
 class MaskedWeight(nn.Module):
@@ -287,7 +290,8 @@ class FoldedState(Mapping[str, Tensor]):
         if name in self._masked:
             layer = self._masked[name]
             return layer.masked.fold(layer.theta)
-        return self._plain[name].detach()
+        plain: Tensor = self._plain[name]
+        return plain.detach()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -92,44 +92,19 @@ SENTENCE_END = re.compile(
     r"""(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\b[A-Z]\.)(?<!\betc\.)(?<!\bvs\.)\s+(?=["'(]?[A-Z])"""
 )
 WORD = re.compile(r"""["'(]*(?:[A-Za-z]+(?:['-][A-Za-z]+)*|\d+(?:[.,]\d+)*|e\.g\.|i\.e\.)(?:'|"|[.,;:!?)]){0,3}""")
-FUNCTION_WORDS = frozenset(
-    (
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "for",
-        "from",
-        "if",
-        "in",
-        "is",
-        "it",
-        "of",
-        "on",
-        "or",
-        "that",
-        "the",
-        "this",
-        "to",
-        "was",
-        "which",
-        "with",
-    )
+FUNCTION_WORD = re.compile(
+    r"\b(?:a|an|and|are|as|at|be|by|for|from|if|in|is|it|of|on|or|that|the|this|to|was|which|with)\b", re.IGNORECASE
 )
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Lines that belong together, as one line: a blank line, a change of indentation, a list
-    item or a rule begins a new paragraph."""
+    """Lines that belong together, joined; a blank line, a ruler, a list item or another indentation ends a paragraph."""
+    text = textwrap.dedent(text).expandtabs()
     for pattern, replacement in MARKUP:
         text = pattern.sub(replacement, text)
     lines: list[str] = []
     indentation = 0
-    for line in [*textwrap.dedent(text).expandtabs().splitlines(), ""]:
+    for line in [*text.splitlines(), ""]:
         item = LIST_ITEM.match(line)
         body = LIST_ITEM.sub(lambda match: " " * len(match[0]), line)
         indent = len(body) - len(body.lstrip())
@@ -148,12 +123,12 @@ def is_prose(sentence: str) -> bool:
     letters = [character for character in sentence if character.isalpha()]
     return (
         6 <= len(words) <= 40
-        and sentence[0].isupper()
+        and sentence.lstrip("\"'(")[:1].isupper()
         and sentence[-1] in ".!?"
         and not sentence.endswith("..")
         and all(WORD.fullmatch(word) for word in words)
-        and len(FUNCTION_WORDS.intersection(sentence.lower().split())) >= 2
-        and len(letters) >= 0.9 * sum(map(len, words))
+        and len(FUNCTION_WORD.findall(sentence)) >= 2
+        and len(letters) >= 0.8 * sum(map(len, words))
         and sum(map(str.isupper, letters)) <= 0.25 * len(letters)
     )
 

@@ -64,13 +64,13 @@ def make_bert(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, *
         num_labels=3,
     )
     _save(BertForMaskedLM if masked_lm else BertForSequenceClassification, config, folder, dtype, seed)
-    return _save_tokenizer(folder)
+    return _save_tokenizer(folder, "input_ids", "token_type_ids", "attention_mask")
 
 
 def make_gpt2(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     config = GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=96, n_layer=2, n_head=4, **ENDS)
     _save(GPT2LMHeadModel, config, folder, dtype, seed)
-    return _save_tokenizer(folder)
+    return _save_tokenizer(folder, "input_ids", "attention_mask")
 
 
 def make_llama(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, *, tied: bool = False) -> Path:
@@ -86,7 +86,7 @@ def make_llama(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, 
         **ENDS,
     )
     _save(LlamaForCausalLM, config, folder, dtype, seed, shards=2)
-    return _save_tokenizer(folder)
+    return _save_tokenizer(folder, "input_ids", "attention_mask")
 
 
 def make_vit(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
@@ -146,7 +146,7 @@ def _move_vectors(model: nn.Module) -> None:
             buffer.mul_(0.9 + 0.2 * torch.rand(buffer.shape))
 
 
-def _save_tokenizer(folder: Path) -> Path:
+def _save_tokenizer(folder: Path, *inputs: str) -> Path:
     """A byte a token: no text is unknown to it, and there is nothing to train."""
     vocabulary = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(vocabulary)}, merges=[]))
@@ -160,6 +160,7 @@ def _save_tokenizer(folder: Path) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=128,
+        model_input_names=list(inputs),
         pad_token="[PAD]",
         cls_token="[CLS]",
         sep_token="[SEP]",

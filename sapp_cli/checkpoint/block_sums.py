@@ -3,14 +3,15 @@
 C: block columns.  bc: columns of a block.  k: block rows of a slab.  n: rows of each of its blocks that the slab holds.
 width: entries in one row of the weight as it is stored.
 
-The squares are added over the rows of each block first: whole rows onto whole rows, which is as fast as NumPy gets. What
-is left, n times smaller, is put into the order of the matrix (convolutions) and added over the columns of each block in
-float64. At most 64 squares are added in float32, so that a norm is within 2·10⁻⁶ of itself; where float32 overflows or
+The squares are added over the rows of each block first: whole rows onto whole rows, which is as fast as NumPy gets.
+What is left, n times smaller, is put into the order of the matrix (convolutions) and added over the columns of each block
+in float64. At most 64 squares are added in float32, so that a norm is within 2·10⁻⁶ of itself; where float32 overflows or
 underflows, the slab is done again in float64.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -46,15 +47,24 @@ class Columns:
         """The block column of each entry at `place` in a stored row."""
         return (place % self.positions * self.channels + place // self.positions) // self.block
 
-    def fold(self, operation: np.ufunc, rows: Bits, dtype: type[Any]) -> Bits:
-        """Reduce stored rows (k, width) over the columns of each block, (k, C)."""
+    def add(self, rows: Bits) -> Float64:
+        """Stored rows (k, width) added over the columns of each block, (k, C), in float64."""
+        rows = self._in_matrix_order(rows).astype(np.float64)
+        if self.width % self.block:
+            added: Float64 = np.add.reduceat(rows, np.arange(0, self.width, self.block), axis=1)
+        else:
+            added = rows.reshape(-1, self.count, self.block) @ np.ones(self.block)
+        return added
+
+    def any(self, rows: Mask) -> Mask:
+        """True where any of the stored rows (k, width) is, over the columns of each block, (k, C)."""
+        found: Mask = np.logical_or.reduceat(self._in_matrix_order(rows), np.arange(0, self.width, self.block), axis=1)
+        return found
+
+    def _in_matrix_order(self, rows: Bits) -> Bits:
         if self.positions > 1:
             rows = rows.reshape(-1, self.channels, self.positions).swapaxes(1, 2).reshape(-1, self.width)
-        if self.width % self.block == 0:
-            folded: Bits = operation.reduce(rows.reshape(-1, self.count, self.block), axis=2, dtype=dtype)
-        else:
-            folded = operation.reduceat(rows, np.arange(0, self.width, self.block), axis=1, dtype=dtype)
-        return folded
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,28 +77,57 @@ class BlockSums:
     finite: bool
 
 
-def add_blocks(bits: Bits, kind: DType, columns: Columns) -> BlockSums:
-    """The sums of a slab (k, n, width), n at most 64."""
-    nonzero = count_nonzero(bits, kind)
-    if nonzero in (0, bits.size):
-        kept = np.full((len(bits), columns.count), nonzero > 0)
-    else:
-        patterns = np.bitwise_or.reduce(kind.patterns(bits), axis=1)  # (k, width)
-        if kind.magnitude is not None:
-            patterns &= patterns.dtype.type(kind.magnitude)
-        kept = columns.fold(np.logical_or, patterns != 0, np.bool_)
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        squares = columns.fold(np.add, _add_rows(bits, kind), np.float64)
-        finite = bool(np.isfinite(squares).all())
-        if not finite or (kept & (squares < TINY)).any():
-            values = to_float64(bits, kind)
-            finite = bool(np.isfinite(values).all())
-            squares = columns.fold(np.add, np.einsum("kni,kni->ki", values, values), np.float64)
-    return BlockSums(squares, kept, nonzero, finite)
+class BlockAdder:
+    """Adds up slabs of one weight. Owns its scratch memory, so there is one for each thread."""
+
+    def __init__(self, kind: DType, columns: Columns, entries: int) -> None:
+        """For slabs of at most so many entries."""
+        self.kind = kind
+        self.columns = columns
+        self.scratch = np.empty(entries if kind.name == "BF16" else 0, np.uint16)
+
+    def add(self, bits: Bits) -> BlockSums:
+        """The sums of a slab (k, n, width), n at most 64."""
+        kind, columns = self.kind, self.columns
+        nonzero = count_nonzero(bits, kind)
+        if nonzero in (0, bits.size):
+            kept = np.full((len(bits), columns.count), nonzero > 0)
+        else:
+            patterns = np.bitwise_or.reduce(kind.patterns(bits), axis=1)  # (k, width)
+            if kind.magnitude is not None:
+                patterns &= patterns.dtype.type(kind.magnitude)
+            kept = columns.any(patterns != 0)
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            squares = columns.add(self._add_rows(bits))
+            finite = math.isfinite(squares.sum())
+            if not finite or (squares.min(where=kept, initial=TINY) < TINY):
+                values = to_float64(bits, kind)
+                finite = bool(np.isfinite(values).all())
+                squares = columns.add(np.einsum("kni,kni->ki", values, values))
+        return BlockSums(squares, kept, nonzero, finite)
+
+    def _add_rows(self, bits: Bits) -> Bits:
+        """The squares of a slab (k, n, width), added over the rows, (k, width); float32 unless the dtype is wide."""
+        if self.kind.name == "BF16" and bits.shape[2] % 2 == 0:
+            # Two neighbours in one 32-bit word: the second is its upper half, which is a float32 as it stands.
+            words = bits.view(np.uint32)  # (k, n, width / 2)
+            scratch = self.scratch[: bits.size].view(np.uint32).reshape(words.shape)
+            values = scratch.view(np.float32)
+            np.left_shift(words, np.uint32(16), out=scratch)
+            first = np.einsum("kni,kni->ki", values, values)
+            np.bitwise_and(words, np.uint32(0xFFFF0000), out=scratch)
+            second = np.einsum("kni,kni->ki", values, values)
+            rows: Bits = np.stack((first, second), axis=2).reshape(len(bits), -1)
+            return rows
+        floats: Bits = to_float64(bits, self.kind) if self.kind.wide else self.kind.to_float32(bits)
+        added: Bits = np.einsum("kni,kni->ki", floats, floats)
+        return added
 
 
 def count_nonzero(bits: Bits, kind: DType) -> int:
     """Entries that are not zero; −0 counts as zero."""
+    if kind.storage.kind == "f" and kind.itemsize >= 4:  # NumPy compares these as fast as integers
+        return int(np.count_nonzero(np.not_equal(bits, 0)))
     patterns = kind.patterns(bits)
     if kind.name == "F8_E8M0" or (kind.magnitude is not None and _has_negative_zero(patterns)):
         return int(np.count_nonzero(kind.nonzero(bits)))
@@ -100,23 +139,7 @@ def to_float64(bits: Bits, kind: DType) -> Float64:
     return bits.astype(np.float64) if kind.wide else kind.to_float32(bits).astype(np.float64)
 
 
-def _add_rows(bits: Bits, kind: DType) -> Bits:
-    """The squares of a slab (k, n, width), added over the rows, (k, width); float32 for dtypes of up to 32 bits."""
-    if kind.name == "BF16" and bits.shape[2] % 2 == 0:
-        # Two neighbours in one 32-bit word: the second is its upper half, which is a float32 as it stands.
-        words = bits.view(np.uint32)  # (k, n, width / 2)
-        values = (words << np.uint32(16)).view(np.float32)
-        first = np.einsum("kni,kni->ki", values, values)
-        np.bitwise_and(words, np.uint32(0xFFFF0000), out=values.view(np.uint32))
-        second = np.einsum("kni,kni->ki", values, values)
-        rows: Bits = np.stack((first, second), axis=2).reshape(len(bits), -1)
-        return rows
-    values = to_float64(bits, kind) if kind.wide else kind.to_float32(bits)
-    added: Bits = np.einsum("kni,kni->ki", values, values)
-    return added
-
-
 def _has_negative_zero(patterns: npt.NDArray[np.unsignedinteger[Any]]) -> bool:
     """True if an entry is the sign bit alone, which is the least of all signed integers."""
     signed = patterns.view(f"i{patterns.dtype.itemsize}")
-    return bool(signed.size) and int(signed.min()) == np.iinfo(signed.dtype).min
+    return bool(signed.size) and int(signed.min()) == -(2 ** (8 * signed.dtype.itemsize - 1))

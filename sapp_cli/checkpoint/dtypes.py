@@ -45,7 +45,10 @@ class DType:
         if self.storage.kind == "c":
             return np.not_equal(bits, 0)
         patterns = self.patterns(bits)
-        return np.not_equal(patterns if self.magnitude is None else patterns & patterns.dtype.type(self.magnitude), 0)
+        if self.magnitude is not None:
+            patterns = patterns & patterns.dtype.type(self.magnitude)
+        found: npt.NDArray[np.bool_] = np.not_equal(patterns, 0)
+        return found
 
     def patterns(self, bits: Bits) -> npt.NDArray[np.unsignedinteger[Any]]:
         """The bits as unsigned integers of the dtype's size, a view. Not for complex numbers."""

@@ -29,8 +29,8 @@ MAX_BYTES = 2**63 - 1
 class SafetensorsFile(TensorFile):
     """A safetensors file whose whole header was checked: `.tensors` in the header's order, `.metadata`, the bytes.
 
-    The file is opened for each tensor and closed after it, so nothing is left to close. Raises CheckpointError, with file
-    and tensor, for whatever is not a whole and sound safetensors file, and when its bytes cannot be read later on.
+    The file is opened for each tensor and closed after it, so nothing is left to close. Raises CheckpointError, with
+    file and tensor, for whatever is not a whole and sound safetensors file, and when its bytes cannot be read later on.
     """
 
     def __init__(self, path: Path | str) -> None:

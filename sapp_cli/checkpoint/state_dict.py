@@ -6,6 +6,7 @@ A pickle is a program. These are loaded with `weights_only=True`, which runs non
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def _load(path: Path) -> Any:
                     raise
                 return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
+        if not re.search("Unsupported (global|class)", str(error)):
             raise damaged(path, f"is damaged, or no PyTorch file; {AGAIN}") from None
         advice = (
             "refused: it holds more than tensors, and reading that would run code. If you trust it, load it where it "

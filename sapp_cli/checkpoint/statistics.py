@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sapp_cli.checkpoint.block_sparse import Mask, block_rows
 from sapp_cli.checkpoint.block_sparse_file import BlockSparseEntry, check_padding, read_indices
-from sapp_cli.checkpoint.block_sums import ROWS_AT_ONCE, Columns, add_blocks, count_nonzero, to_float64
+from sapp_cli.checkpoint.block_sums import ROWS_AT_ONCE, BlockAdder, Columns, count_nonzero, to_float64
 from sapp_cli.checkpoint.damage import damaged
 from sapp_cli.checkpoint.dtypes import Bits, DType
 from sapp_cli.checkpoint.source import Checkpoint
@@ -25,7 +25,7 @@ from sapp_cli.checkpoint.tensor_file import TensorFile, TensorInfo, allocate
 from sapp_cli.errors import ResourceError
 from sapp_cli.grid import BlockGrid, MatrixLayout
 
-SLAB_BYTES = 256 << 10  # with its squares it stays in the second-level cache
+SLAB_BYTES = 1 << 20  # small enough for the processor's cache, large enough for Python's overhead
 WIDEST_ROW = 2 << 20
 THREADED_FROM = 8 << 20
 
@@ -52,9 +52,9 @@ class Band:
 def block_statistics(checkpoint: Checkpoint, name: str, layout: MatrixLayout, grid: BlockGrid) -> BlockStatistics:
     """Norms, kept blocks and zeros of a weight, by its logical name, on any grid over its matrix.
 
-    A weight that is stored block-sparse is not made dense. Needs a few MiB beside the answer, whatever the weight's size.
-    Raises CheckpointError for damaged bytes or indices and for complex numbers, ResourceError where the answer itself
-    does not fit into memory.
+    A weight that is stored block-sparse is not made dense. Needs a few MiB beside the answer, whatever the weight's
+    size. Raises CheckpointError for damaged bytes or indices and for complex numbers, ResourceError where the answer
+    itself does not fit into memory.
     """
     name = checkpoint.tied.get(name, name)
     assert layout.shape == checkpoint.shape(name), f"{name}: a layout of {layout.shape} for {checkpoint.shape(name)}"
@@ -94,9 +94,7 @@ def _bands(grid: BlockGrid, row_bytes: int) -> list[Band]:
     """All rows of the grid, in bands of whole block rows whose pieces are about a slab each."""
     rows, br = grid.matrix[0], grid.block[0]
     fitting = max(1, SLAB_BYTES // row_bytes)
-    if br > min(
-        ROWS_AT_ONCE, 4 * fitting
-    ):  # in pieces: adding each to its block row is not free, so up to 4 slabs are not cut
+    if br > min(ROWS_AT_ONCE, 2 * fitting):  # up to two slabs are not cut: adding a piece to its block row is not free
         step = min(ROWS_AT_ONCE, fitting)
         return [Band(start, min(start + br, rows), step) for start in range(0, rows, br)]
     step = br * max(1, fitting // br)
@@ -114,11 +112,12 @@ def _add_bands(
     norms: npt.NDArray[np.floating[Any]],
     kept: Mask,
 ) -> tuple[int, bool]:
-    """Fill the bands' rows of `norms` and `kept`; (nonzero entries, all finite). Runs in threads, on bands of its own."""
+    """Fill the bands' rows of `norms` and `kept`; (nonzero entries, all finite). Each thread has bands of its own."""
     row_bytes, br = columns.width * info.kind.itemsize, grid.block[0]
     buffer = allocate(
         max((min(band.step, band.stop - band.start) for band in bands), default=0) * row_bytes, file.path, info.name
     )
+    adder = BlockAdder(info.kind, columns, buffer.nbytes // info.kind.itemsize)
     nonzero, finite = 0, True
     with file.reading(info.name) as read:
         for band in bands:
@@ -128,7 +127,7 @@ def _add_bands(
                 part = buffer[: min(band.step, band.stop - row) * row_bytes]
                 read(row * row_bytes, part)
                 bits = part.view(info.kind.storage).reshape(answer.stop - answer.start, -1, columns.width)
-                sums = add_blocks(bits, info.kind, columns)
+                sums = adder.add(bits)
                 squares = squares + sums.squares
                 kept[answer] |= sums.kept
                 nonzero, finite = nonzero + sums.nonzero, finite and sums.finite
@@ -136,6 +135,7 @@ def _add_bands(
     return nonzero, finite
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _add_wide_rows(
     file: TensorFile,
     info: TensorInfo,
@@ -144,7 +144,7 @@ def _add_wide_rows(
     norms: npt.NDArray[np.floating[Any]],
     kept: Mask,
 ) -> tuple[int, bool]:
-    """As `_add_bands`, for a weight of which not even one row fits into a slab: entry by entry, several times slower."""
+    """As `_add_bands`, for a weight of which not even one row fits into a slab: entry by entry, and slower."""
     kind, (rows, _), (br, _) = info.kind, grid.matrix, grid.block
     buffer = allocate(SLAB_BYTES, file.path, info.name)
     step = SLAB_BYTES // kind.itemsize
@@ -170,6 +170,7 @@ def _add_wide_rows(
     return nonzero, finite
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _of_entry(file: TensorFile, entry: BlockSparseEntry, grid: BlockGrid) -> BlockStatistics:
     """The statistics of a weight stored block-sparse, from its kept blocks alone, on its own grid or another."""
     kind, (br, bc) = entry.kind, entry.grid.block

@@ -82,22 +82,19 @@ def write_sharded(folder: Path, stem: str, shards: Sequence[ShardOut], index_met
     return files
 
 
-def shard_by_size(
-    groups: Iterable[Sequence[TensorOut]], max_bytes: int | None, stem: str = "model"
-) -> list[tuple[str, list[Sequence[TensorOut]]]]:
-    """(file name, groups) of shards of at most `max_bytes` each, in order; None: one shard.
+def shard_by_size(sizes: Mapping[str, int], max_bytes: int | None, stem: str = "model") -> list[tuple[str, list[str]]]:
+    """(file name, names) of shards of at most `max_bytes` each, out of name -> bytes, in order; None: one shard.
 
-    A group (the three tensors of a block-sparse weight) stays in one shard; one larger than the limit has its own.
-    Names are the Hugging Face ones: model.safetensors, or model-00001-of-00003.safetensors.
+    What is larger than the limit has a shard of its own. The files are named as Hugging Face names them:
+    model.safetensors, or model-00001-of-00003.safetensors.
     """
-    shards: list[list[Sequence[TensorOut]]] = [[]]
+    shards: list[list[str]] = [[]]
     filled = 0
-    for group in groups:
-        size = sum(tensor.nbytes for tensor in group)
+    for name, size in sizes.items():
         if max_bytes is not None and shards[-1] and filled + size > max_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append(group)
+        shards[-1].append(name)
         filled += size
     if len(shards) == 1:
         return [(f"{stem}.safetensors", shards[0])]

@@ -40,7 +40,7 @@ class ProgressWatcher:
             self._console.print(text, markup=False)
 
     def step(self, record: StepRecord) -> None:
-        """A finished step: moves the bar, or prints a line where a phase begins, an evaluation came or some time passed."""
+        """A finished step: moves the bar, or prints a line now and then, for new phases and for evaluations."""
         if self._quiet:
             return
         if record.metrics:

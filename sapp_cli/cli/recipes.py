@@ -35,7 +35,7 @@ def copy(
     ] = Path(),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
-    """Copy a shipped recipe, and the Python file it names, to change it.
+    r"""Copy a shipped recipe, and the Python file it names, to change it.
 
     \b
     sapp recipes cp digits my-recipe.yaml

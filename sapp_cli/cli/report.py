@@ -18,7 +18,7 @@ def report(
     block_size: BlockSizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the sparsity of a checkpoint, layer by layer, as counted in its files.
+    r"""Show the sparsity of a checkpoint, layer by layer, as counted in its files.
 
     \b
     sapp report ./my-model-sparse

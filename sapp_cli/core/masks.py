@@ -55,7 +55,8 @@ def as_blocks(matrix: Tensor, grid: BlockGrid) -> Tensor:
 
 def block_norms(matrix: Tensor, grid: BlockGrid) -> Tensor:
     """‖W_b‖_F of every block in fp32, (R, C); differentiable, with gradient 0 at a zero block."""
-    return torch.linalg.vector_norm(as_blocks(matrix.float(), grid), dim=(1, 3))
+    norms: Tensor = torch.linalg.vector_norm(as_blocks(matrix.float(), grid), dim=(1, 3))
+    return norms
 
 
 def spread(per_block: Tensor, grid: BlockGrid) -> Tensor:

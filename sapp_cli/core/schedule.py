@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 
 class Phase(str, Enum):
@@ -191,4 +191,4 @@ def _bounds(spans: tuple[Span, ...], steps: int) -> list[int]:
 
 
 def _all_positive(bounds: list[int]) -> bool:
-    return all(start < stop for start, stop in zip(bounds[:-1], bounds[1:], strict=True))
+    return all(start < stop for start, stop in pairwise(bounds))

@@ -22,7 +22,7 @@ def final_count(sparsity: Fraction, blocks: int) -> int:
 
 
 def ramp_count(sparsity: Fraction, blocks: int, share: float) -> int:
-    """Blocks kept when `share` in [0, 1] of the target sparsity is reached: never fewer than in the end, and then exactly."""
+    """Blocks kept when `share` in [0, 1] of the target sparsity is reached; exactly the final count at 1."""
     last = final_count(sparsity, blocks)
     if share >= 1:
         return last

@@ -50,10 +50,8 @@ def _require_rows(dataset: Any, where: str) -> None:
     if not len(dataset):
         raise DataError(f"{where} has no rows")
     row = dataset[0]
-    if not isinstance(row, dict) or not all(isinstance(value, Tensor) for value in row.values()):
-        what = (
-            ", ".join(f"{key}: {type(value).__name__}" for key, value in row.items())
-            if isinstance(row, dict)
-            else type(row)
-        )
-        raise DataError(f"{where}: a row has to be a dict of tensors, not {what}")
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row has to be a dict of tensors, not a {type(row).__name__}")
+    odd = [f"{key} is a {type(value).__name__}" for key, value in row.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise DataError(f"{where}: a row has to be a dict of tensors; {', '.join(odd)}")

@@ -109,7 +109,9 @@ def read_transform(folder: Path | None, config: Mapping[str, Any]) -> ImageTrans
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         return _from_settings(settings, channels, path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except KeyError as error:
+        raise DataError(f"{path} has no {error.args[0]}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
@@ -129,12 +131,13 @@ def _from_settings(settings: Mapping[str, Any], channels: int, path: Path) -> Im
     if asked:
         raise DataError(f"{path}: {asked[0]} is not supported; prepare the images yourself with data.source factory")
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
-    size = _size(settings["size"], kind.startswith(SHORTEST_EDGE_KINDS)) if settings.get("do_resize", True) else None
+    size = (
+        _size(settings["size"], kind.startswith(SHORTEST_EDGE_KINDS), path) if settings.get("do_resize", True) else None
+    )
     crop = None
     if settings.get("do_center_crop", "crop_size" in settings):
-        square = _size(settings["crop_size"], shortest=False)
-        assert not isinstance(square, int), "only a shortest edge is one number"
-        crop = square
+        square = _size(settings["crop_size"], False, path)
+        crop = (square, square) if isinstance(square, int) else square
     if kind.startswith("ConvNext") and isinstance(size, int):
         size, crop = _convnext(size, settings.get("crop_pct", 224 / 256))
     scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
@@ -146,12 +149,14 @@ def _from_settings(settings: Mapping[str, Any], channels: int, path: Path) -> Im
     return ImageTransform(channels, size, crop, settings.get("resample", 2), scale, _floats(mean), _floats(std))
 
 
-def _size(value: Any, shortest: bool) -> tuple[int, int] | int:
+def _size(value: Any, shortest: bool, path: Path) -> tuple[int, int] | int:
     """(H, W), or one number for the shortest edge."""
     if isinstance(value, int):
         return value if shortest else (value, value)
     if "shortest_edge" in value:
         return int(value["shortest_edge"])
+    if "height" not in value or "width" not in value:
+        raise DataError(f"{path}: size {value} is not supported; it has to have height and width, or shortest_edge")
     return int(value["height"]), int(value["width"])
 
 

@@ -58,20 +58,23 @@ class LoadedModel:
 
 
 def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
-    """The checkpoint's model. Raises CheckpointError if they do not fit each other, UsageError if nothing says how to build it."""
+    """The checkpoint's model.
+
+    Raises CheckpointError if the two do not fit each other, UsageError if nothing says how to build the model.
+    """
     state = {name: dense_tensor(checkpoint, name) for name in checkpoint.dense_names()}
     for alias, stored in checkpoint.tied.items():
         state.setdefault(alias, state[stored])
     if section.factory is not None:
-        model, unknown, missing = _from_factory(checkpoint, section, state)
+        model, missing = _from_factory(checkpoint, section, state)
     elif checkpoint.config is not None and checkpoint.config.get("model_type"):
-        model, unknown, missing = _from_transformers(checkpoint, state)
+        model, missing = _from_transformers(checkpoint, state)
     else:
         raise UsageError(
             f"{checkpoint.path}: nothing says how to build this model: there is no Hugging Face config.json beside it. "
             "Name a callable that returns it in the recipe: model.factory: file.py:function"
         )
-    names = _map_names(checkpoint, model, state, unknown)
+    names = _map_names(checkpoint, model, state, missing)
     dtypes = {names[name]: TORCH_DTYPES[checkpoint.dtype(name)] for name in state if name in names}
     return LoadedModel(model.eval(), names, tuple(sorted(missing)), dtypes)
 
@@ -85,7 +88,7 @@ def dense_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
 
 def _from_factory(
     checkpoint: Checkpoint, section: ModelSection, state: dict[str, Tensor]
-) -> tuple[nn.Module, set[str], set[str]]:
+) -> tuple[nn.Module, set[str]]:
     assert section.factory is not None, "checked by the caller"
     model = load_factory(section.factory, "model.factory")(**section.kwargs)
     if not isinstance(model, nn.Module):
@@ -105,10 +108,10 @@ def _from_factory(
             f"{checkpoint.path} does not fit the model of {section.factory}:\n" + "\n".join(f"  {p}" for p in shown)
         )
     model.load_state_dict(state, strict=False)
-    return model, unknown, set()
+    return model, set()
 
 
-def _from_transformers(checkpoint: Checkpoint, state: dict[str, Tensor]) -> tuple[nn.Module, set[str], set[str]]:
+def _from_transformers(checkpoint: Checkpoint, state: dict[str, Tensor]) -> tuple[nn.Module, set[str]]:
     config_dict: dict[str, Any] = dict(checkpoint.config or {})
     with offline_transformers() as transformers:
         config = _config(transformers, checkpoint, config_dict)
@@ -137,7 +140,7 @@ def _from_transformers(checkpoint: Checkpoint, state: dict[str, Tensor]) -> tupl
             f"{checkpoint.path}: none of its {len(state)} tensors has a name that {cls.__name__} knows, "
             f"e.g. {_some(set(state))}; is config.json the right one?"
         )
-    return model.float(), set(info["unexpected_keys"]), missing
+    return model.float(), missing
 
 
 def _config(transformers: Any, checkpoint: Checkpoint, config: dict[str, Any]) -> Any:
@@ -169,42 +172,41 @@ def _model_class(transformers: Any, checkpoint: Checkpoint, config: dict[str, An
 
 
 def _map_names(
-    checkpoint: Checkpoint, model: nn.Module, state: Mapping[str, Tensor], unknown: set[str]
+    checkpoint: Checkpoint, model: nn.Module, state: Mapping[str, Tensor], missing: set[str]
 ) -> dict[str, str]:
     """Checkpoint name -> model name, each proven by its values: what is trained must find its way back.
 
-    Libraries rename on loading: a prefix comes or goes (bert.…), gamma is called weight. Those are undone; whatever else was
-    made of a tensor cannot be, and raises CheckpointError.
+    Libraries rename on loading: a prefix comes or goes (bert.…), gamma is called weight. Those are undone. A weight that was
+    made from the checkpoint in any other way could not be written back: CheckpointError.
     """
     known = model.state_dict()
     prefix = getattr(model, "base_model_prefix", "")
-    names, lost = {}, []
+    names = {}
     for name, tensor in state.items():
-        if name in unknown and name not in known:
-            continue
-        match = next(
-            (
-                candidate
-                for candidate in _candidates(name, prefix)
-                if candidate in known
-                and known[candidate].shape == tensor.shape
-                and torch.equal(known[candidate].to(tensor.dtype), tensor)
-            ),
-            None,
-        )
-        if match is not None:
-            names[name] = match
-        elif name not in unknown:
-            lost.append(name)
+        for candidate in _candidates(name, prefix):
+            if candidate in known and _same_values(known[candidate], tensor):
+                names[name] = candidate
+                break
+    tied = _tied_names(model)
+    covered = set(names.values())
+    lost = [
+        name
+        for name, _ in model.named_parameters()
+        if name not in covered and name not in missing and not (tied.get(name, set()) & covered)
+    ]
     if lost:
-        not_finite = [name for name in lost if state[name].is_floating_point() and not state[name].isfinite().all()]
+        not_finite = [name for name in state if name not in names and not state[name].isfinite().all()]
         if not_finite:
             raise CheckpointError(f"{checkpoint.path}: '{not_finite[0]}' holds values that are not finite")
         raise CheckpointError(
-            f"{checkpoint.path}: {type(model).__name__} keeps {_some(set(lost))} in another form than the checkpoint, "
-            "so a pruned weight could not be written back under its name; load and save the model once with its library"
+            f"{checkpoint.path}: {type(model).__name__} keeps {_some(set(lost))} in another form than the checkpoint, so "
+            "a pruned weight could not be written back; load and save the model once with its library"
         )
     return names
+
+
+def _same_values(loaded: Tensor, stored: Tensor) -> bool:
+    return loaded.shape == stored.shape and torch.equal(loaded.to(stored.dtype), stored)
 
 
 def _candidates(name: str, prefix: str) -> list[str]:

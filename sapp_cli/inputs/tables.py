@@ -103,11 +103,13 @@ def read_table(paths: Sequence[Path], format_name: str) -> Table:
     options = {"sep": "\t"} if all(".tsv" in path.suffixes for path in paths) else {}
     try:
         with offline_datasets():
-            splits = datasets.load_dataset(format_name, data_files={"train": names}, **options)
+            builder = datasets.load_dataset_builder(format_name, data_files={"train": names}, **options)
+            builder.download_and_prepare()
+            data = builder.as_dataset(split="train") if builder.info.splits["train"].num_examples else None
     except Exception as error:  # each builder raises what its parser raises
-        raise DataError(f"{origin} cannot be read as {format_name}: {error.__cause__ or error}") from error
-    data = splits.get("train")  # a split without rows is left out
-    if not data:
+        reason = str(error.__cause__ or error) or type(error).__name__
+        raise DataError(f"{origin} cannot be read as {format_name}: {reason}") from error
+    if data is None:
         raise DataError(f"{origin} has no rows")
     for name, feature in data.features.items():
         if isinstance(feature, datasets.Image):

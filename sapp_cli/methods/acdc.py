@@ -1,4 +1,4 @@
-"""ACDC: dense and sparse phases in turn, the support chosen by ‖W_b‖_F at the start of each sparse phase (paper §4.1)."""
+"""ACDC: dense and sparse phases in turn, the support chosen by ‖W_b‖_F as each sparse phase begins (paper §4.1)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Acdc(Method):
     """Alternating compressed and decompressed phases."""
 
     pruned_weights: Literal["drop", "mask"] = "drop"
-    """What becomes of a pruned weight: `drop` starts it from zero in the next dense phase (ImageNet), `mask` returns it as it
-    was (the paper's Criteo runs)."""
+    """What becomes of a pruned weight: `drop` starts it from zero in the next dense phase (ImageNet), `mask` returns it
+    as it was (the paper's Criteo runs)."""
 
     def spans(self, timetable: Timetable) -> tuple[Span, ...]:
         return alternating_spans(timetable)

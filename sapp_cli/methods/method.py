@@ -1,7 +1,7 @@
 """What a pruning method answers; the state it is asked about is passed in.
 
-A method is a frozen set of settings with pure functions. It never decides when: phases come from `spans`, the counts from
-the schedule, the choice from core.selection. It says how a trained parameter θ becomes the layer's weight
+A method is a frozen set of settings with pure functions. It never decides when: phases come from `spans`, the counts
+from the schedule, the choice from core.selection. It says how a trained parameter θ becomes the layer's weight
 Ŵ = θ ⊙ spread(scale · keep), how blocks rank, and what happens to θ and the logits where a phase begins.
 
 R, C: block rows and columns of a layer's grid.
@@ -45,11 +45,11 @@ class Method(BaseModel):
         return False
 
     def encode(self, weight: Tensor, grid: BlockGrid) -> Tensor:
-        """The parameter θ (out, in) that starts from the checkpoint's weight (out, in) without changing its function."""
+        """The parameter θ (out, in) that stands for the checkpoint's weight (out, in) without changing its function."""
         return weight
 
     def scale(self, theta: Tensor, state: BlockState) -> Tensor | None:
-        """What each block of θ is multiplied by, fp32 (R, C), differentiable; None means 1. `keep` is applied elsewhere."""
+        """What each block of θ is multiplied by, fp32 (R, C), differentiable; None means 1. `keep` comes on top."""
         return None
 
     def scores(self, theta: Tensor, state: BlockState) -> Tensor:

@@ -1,4 +1,4 @@
-"""SequentialAttention++: a softmax mask over a layer's blocks, trained along with the weights (paper §3, Algorithm 1)."""
+"""SequentialAttention++: a softmax mask over a layer's blocks, trained with the weights (paper §3, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from sapp_cli.core.masks import attention, attention_mask, block_norms
 from sapp_cli.core.schedule import Moment, Phase, Span, Timetable, sequential_spans
 from sapp_cli.methods.method import BlockState, Method
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class SequentialAttention(Method):
     """Differentiable scores guide the search: Ŵ = W ⊙ A ⊙ keep with A = n·softmax(L)."""
 
     score: Literal["attention", "effective-norm", "norm"] = "effective-norm"
-    """How blocks rank: `attention` by A (the paper), `effective-norm` by A·‖W_b‖_F (what pruning removes; for fine-tuning),
-    `norm` by ‖W_b‖_F (only for the paper's Fig. 2a)."""
+    """How blocks rank: `attention` by A (the paper), `effective-norm` by A·‖W_b‖_F (what pruning removes; for
+    fine-tuning), `norm` by ‖W_b‖_F (only for the paper's Fig. 2a)."""
 
     lr: Annotated[float, Field(gt=0)] | Literal["same"] | None = None
-    """Learning rate of the logits at its peak. null: under Adam rates that add up to 3 over the run, under SGD three times
-    the weights' rate and at most 1. `same`: the weights' rate (the paper)."""
+    """Learning rate of the logits at its peak. null: under Adam rates that add up to 3 over the run, under SGD three
+    times the weights' rate and at most 1. `same`: the weights' rate (the paper)."""
 
     decay: Annotated[float, Field(ge=0)] | Literal["same"] = 0.0
     """Weight decay of the logits. `same`: the weights' (the paper: "helps", App. C.1)."""
 
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | Literal["same"] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] | Literal["same"] = (0.9, 0.99)
     """Adam's moments for the logits; `same`: the weights'. SGD has none."""
 
     clip: bool = True
     """Clamp A to [density, 1/density] (App. C.1), density = 1 − the layer's target sparsity."""
 
     revive: bool = False
-    """Lift the logits of pruned blocks to the mean of the kept ones where a dense phase begins, so that they can return."""
+    """Lift the logits of pruned blocks to the mean of the kept ones where a dense phase begins, so they can return."""
 
     def spans(self, timetable: Timetable) -> tuple[Span, ...]:
         return sequential_spans(timetable)
@@ -47,7 +49,7 @@ class SequentialAttention(Method):
         assert state.logits is not None, "a layer of sequential attention has logits"
         if state.density == 1:
             return None  # a target of 0 switches the mask off
-        # Detached where pruned: through the softmax's normalizer alone Adam moved pruned logits more than the kept ones.
+        # Detached where pruned: through the softmax's normalizer alone Adam moved these more than the kept ones.
         logits = torch.where(state.keep, state.logits, state.logits.detach())
         return attention_mask(logits, state.density if self.clip else None)
 

@@ -38,7 +38,7 @@ def write_card(
     architecture: str | None,
     companions: Sequence[str],
 ) -> None:
-    """Write the card into `folder`. `architecture`: the class that config.json names, None for a model of the user's own."""
+    """Write the card into `folder`. `architecture`: the class that config.json names, None without one."""
     environment = Environment(
         loader=PackageLoader("sapp_cli", "outputs"),
         undefined=StrictUndefined,

@@ -193,9 +193,10 @@ def _scalar(node: yaml.Node) -> Any:
         if not math.isfinite(float(digits)):
             raise UnreadableError(f"{text[:24]} is too large for a number; put it in quotes if it is text", _line(node))
         return float(digits)
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise UnreadableError("text with half of a surrogate pair; write the character itself", _line(node))
-    return text
+    try:  # JSON writes one character beyond U+FFFF as two escapes, which PyYAML leaves in halves
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise UnreadableError("text with half of a surrogate pair; write the character itself", _line(node)) from error
 
 
 _EXPLANATIONS = (

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from sapp_cli.recipe.names import KeyPath, joined, nearest
 from sapp_cli.recipe.schema import FACTORY, PATH, Recipe
 
-ELSEWHERE = {
+TRAINER_NAMES = {
     "learning_rate": "optimizer.lr",
     "optim": "optimizer.name",
     "adam_epsilon": "optimizer.eps",
@@ -100,7 +100,7 @@ def unknown_key(path: KeyPath) -> str:
 
 def _named(name: str) -> list[str]:
     """The keys of that name, here or at the Trainer; those of rules only where no other section has it."""
-    keys = [key for key in all_keys() if key.rpartition(".")[2] == name or key == ELSEWHERE.get(name)]
+    keys = [key for key in all_keys() if key.rpartition(".")[2] == name or key == TRAINER_NAMES.get(name)]
     return [key for key in keys if "[]" not in key] or keys
 
 

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from sapp_cli.errors import RecipeError, UsageError
 from sapp_cli.recipe.document import MAX_BYTES, read_document
 from sapp_cli.recipe.dump import dump
-from sapp_cli.recipe.merge import Flag, Merged, merge, origin_of
+from sapp_cli.recipe.keys import section_at
+from sapp_cli.recipe.merge import Flag, Merged, merge, origins_at
 from sapp_cli.recipe.names import KeyPath, dotted, key_path
 from sapp_cli.recipe.problem import Layer, Origin, Problem
 from sapp_cli.recipe.schema import Recipe
@@ -55,11 +56,9 @@ def load_recipe(path_or_name: str | Path, sets: Sequence[str] = (), flags: Mappi
     merged = merge(document, str(path), sets, flags)
     recipe, problems = _checked(merged, path.parent.absolute())
     if recipe is None:
-        located = [
-            replace(problem, origin=problem.origin or _origin(problem.path, merged.origins, document.lines, str(path)))
-            for problem in problems
-        ]
-        raise RecipeError([str(problem) for problem in sorted(located, key=lambda problem: problem.order)])
+        origins = [p.origin or _origin(p.path, merged.origins, document.lines, str(path)) for p in problems]
+        located = sorted(zip(origins, problems, strict=True), key=lambda pair: pair[0].rank)
+        raise RecipeError([str(replace(problem, origin=origin)) for origin, problem in located])
     text = data.decode("utf-8-sig")
     return LoadedRecipe(recipe, merged.origins, path, text, hashlib.sha256(data).hexdigest(), document.lines)
 
@@ -88,8 +87,9 @@ def _checked(merged: Merged, folder: Path) -> tuple[Recipe, list[Problem]] | tup
 
 
 def _origin(path: KeyPath, origins: Mapping[KeyPath, Origin], lines: Mapping[KeyPath, int], name: str) -> Origin:
-    """Who to name for a problem at `path`: the latest layer with a say in it, else the nearest line around it."""
-    origin = origin_of(path, origins)
+    """Who to name for a problem at `path`: who gave the value; for a section, the recipe if it speaks of it."""
+    found = origins_at(path, origins)
+    origin = found[0 if section_at(path) else -1] if found else None
     if origin is not None and origin.layer is not Layer.RECIPE:
         return origin
     around = next((path[:count] for count in range(len(path), 0, -1) if path[:count] in lines), None)

@@ -49,7 +49,7 @@ def merge(document: Document, name: str, sets: Sequence[str], flags: Mapping[str
     for key, flag in flags.items():
         if flag.value is not None:
             merged = _with(merged, key_path(key), flag.value, Origin(Layer.FLAG, flag.name))
-    return _with_one_length(merged)
+    return _with_one_length(merged, replace(source, line=document.lines.get(("train",))))
 
 
 def defaults() -> dict[str, Any]:
@@ -67,10 +67,10 @@ def leaves(value: Any) -> Iterator[KeyPath]:
         yield ()
 
 
-def origin_of(path: KeyPath, origins: Mapping[KeyPath, Origin]) -> Origin | None:
-    """The origin of the latest layer that gave a value at `path`, below it, or around it; None: defaults only."""
+def origins_at(path: KeyPath, origins: Mapping[KeyPath, Origin]) -> list[Origin]:
+    """The origins of what stands at `path`, below it, or all around it, later layers last; empty for defaults."""
     found = [origin for key, origin in origins.items() if key[: len(path)] == path or path[: len(key)] == key]
-    return max(found, key=lambda origin: origin.layer, default=None)
+    return sorted(found, key=lambda origin: origin.rank)
 
 
 def _overlaid(below: Any, above: Any) -> Any:
@@ -116,7 +116,7 @@ def _placed(node: Any, path: KeyPath, value: Any, walked: KeyPath) -> Any:
         if not isinstance(part, int):
             raise ValueError(f"{here} is a list; name an item by its number, such as {here}[0]")
         if part > len(node):
-            raise ValueError(f"{here} has {len(node)} items; the next is {here}[{len(node)}]")
+            raise ValueError(f"the next item of {here} is {here}[{len(node)}]")
         inner = node[part] if part < len(node) else None
         return [*node[:part], _placed(inner, rest, value, (*walked, part)), *node[part + 1 :]]
     if isinstance(part, int):
@@ -136,7 +136,7 @@ def _absolute(path: KeyPath, value: Any) -> Any:
     return resolve[kind](value, {"folder": Path.cwd()}) if kind else value
 
 
-def _with_one_length(merged: Merged) -> Merged:
+def _with_one_length(merged: Merged, train_section: Origin) -> Merged:
     """`merged` with steps or epochs: the one of the later layer clears the other, two of one layer are a problem."""
     train = merged.values.get("train")
     if not isinstance(train, dict):
@@ -145,17 +145,13 @@ def _with_one_length(merged: Merged) -> Merged:
     if len(given) == 1:
         return merged
     if not given:
-        missing = Problem(("train",), "give steps or epochs, such as `steps: 1000`")
+        missing = Problem(("train",), "give steps or epochs, such as `steps: 1000`", train_section)
         return replace(merged, problems=(*merged.problems, missing))
-    first, last = sorted(given, key=lambda path: _rank(origin_of(path, merged.origins)))
-    earlier, later = origin_of(first, merged.origins), origin_of(last, merged.origins)
-    assert earlier is not None and later is not None, "neither has a default"
+    (earlier, first), (later, last) = sorted(
+        ((origins_at(path, merged.origins)[-1], path) for path in given), key=lambda pair: pair[0].rank
+    )
     if earlier.layer == later.layer:
         text = f"{dotted(first)} is given too ({earlier}); give one of the two"
         return replace(merged, problems=(*merged.problems, Problem(last, text)))
     values = {**merged.values, "train": {**train, first[1]: None}}
     return replace(merged, values=values, origins={**merged.origins, first: later})
-
-
-def _rank(origin: Origin | None) -> tuple[int, int]:
-    return (origin.layer, origin.line or 0) if origin else (0, 0)

@@ -30,6 +30,11 @@ class Origin:
         return replace(self, line=line) if self.layer is Layer.RECIPE else self
 
     @property
+    def rank(self) -> tuple[int, int]:
+        """Sorts by layer, in the recipe by line."""
+        return self.layer, self.line or 0
+
+    @property
     def place(self) -> str:
         """`recipes/vit.yaml:12`, or `--set`: what editors and terminals make a link of."""
         return f"{self.name}:{self.line}" if self.line else self.name
@@ -51,9 +56,3 @@ class Problem:
         """`recipes/vit.yaml:12: prune.sparsity: 90 is too large; …`."""
         place = self.origin.place if self.origin else ""
         return ": ".join(part for part in (place, dotted(self.path), self.text) if part)
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """The recipe's problems by line, then those of the command line."""
-        assert self.origin is not None, "problems are sorted once they are located"
-        return self.origin.layer, self.origin.line or 0

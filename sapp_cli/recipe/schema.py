@@ -52,6 +52,8 @@ class ModelSection(Section):
 
 
 class FilesSection(Section):
+    """Where the rows lie."""
+
     train: RecipePath | list[RecipePath] | None = None
     """File, list of files or glob pattern; an image folder is a folder with one subfolder a class."""
 
@@ -174,7 +176,10 @@ class ObjectiveSection(Section):
 
 
 class OptimizerSection(Section):
+    """How the weights are updated; the logits of the attention mask have settings of their own."""
+
     name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """As in torch.optim."""
 
     lr: PositiveFloat = 3e-4
     """Learning rate at its peak."""
@@ -208,7 +213,10 @@ class OptimizerSection(Section):
 
 
 class LrScheduleSection(Section):
+    """The learning rate over the run; the phases of pruning do not restart it."""
+
     name: Literal["cosine", "linear", "exponential", "constant"] = "cosine"
+    """How the rate falls after the warmup."""
 
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the run in which the rate rises linearly to its peak."""
@@ -224,6 +232,8 @@ class LrScheduleSection(Section):
 
 
 class TrainSection(Section):
+    """How long, where and how precisely to train."""
+
     steps: PositiveInt | None = None
     """Optimizer steps of the whole run. Give steps or epochs."""
 
@@ -231,8 +241,10 @@ class TrainSection(Section):
     """Passes over the training data, instead of steps."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of everything drawn at random."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA if there is any."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward and backward pass; weights, logits and optimizer state are fp32 in any case."""
@@ -301,10 +313,10 @@ class RuleSection(Section):
     """Of blocks; null: prune.sparsity."""
 
     block_size: BlockSize | None = None
-    """null: prune.block_size."""
+    """Rows and columns of a block; null: prune.block_size."""
 
     min_blocks: PositiveInt | None = None
-    """null: prune.min_blocks."""
+    """Those with fewer blocks stay dense; null: prune.min_blocks."""
 
     @model_validator(mode="after")
     def _says_something(self) -> RuleSection:
@@ -315,7 +327,10 @@ class RuleSection(Section):
 
 
 class PruneSection(Section):
+    """What is pruned, how far, and by which method."""
+
     method: MethodName = "sequential-attention"
+    """sequential-attention is SequentialAttention++; the others are its baselines."""
 
     block_size: BlockSize = 16
     """Rows and columns of a block of the weight seen as out × in: 16, or [16, 32]."""
@@ -340,6 +355,7 @@ class PruneSection(Section):
     """Settings of method acdc."""
 
     rules: list[RuleSection] = []
+    """Exceptions for single layers."""
 
     @property
     def settings(self) -> Method:

@@ -33,13 +33,20 @@ def shipped_recipes() -> list[ShippedRecipe]:
 def find_recipe(name_or_path: str | Path) -> Path:
     """The file at that path, else the shipped recipe of that name, .yaml or not; UsageError if there is neither."""
     path = Path(name_or_path)
-    if _is_file(path):
-        return path
     shipped = {recipe.name: recipe.path for recipe in shipped_recipes()}
-    name = path.stem if path.suffix in _ENDINGS else str(name_or_path)
+    name = path.stem if path.suffix in _ENDINGS else path.name
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        is_file = is_folder = False
+    if is_file:
+        return path
     if name in shipped and path.parent == Path():
         return shipped[name]
-    raise UsageError(_not_found(path, name, list(shipped)))
+    problem = "is a folder, not a recipe" if is_folder else "no such recipe, neither a file nor a shipped name"
+    near = nearest(name, shipped)
+    parts = [problem, f"shipped: {', '.join(shipped) or 'none'}", *([f"nearest: '{near}'"] if near else [])]
+    raise UsageError(f"{path}: {'; '.join(parts)}")
 
 
 def copy_recipe(name: str, destination: Path, overwrite: bool = False) -> list[Path]:
@@ -78,25 +85,13 @@ def _title(path: Path) -> str:
     return ""
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a NUL in it
-        return False
-
-
-def _not_found(path: Path, name: str, shipped: list[str]) -> str:
-    problem = "is a folder, not a recipe" if path.is_dir() else "no such recipe, neither a file nor a shipped name"
-    near = nearest(path.stem, shipped)
-    parts = [problem, f"shipped: {', '.join(shipped) or 'none'}", *([f"nearest: '{near}'"] if near else [])]
-    return f"{path}: {'; '.join(parts)}"
-
-
-def _factory_files(value: Any) -> Iterator[str]:
-    """The Python files that the factories of a recipe name, relative to it."""
+def _factory_files(value: Any) -> Iterator[Path]:
+    """The Python files that the factories of a recipe name, where they lie beside or below it."""
     if not isinstance(value, dict):
         return
     for key, inner in value.items():
         if key == "factory" and isinstance(inner, str) and (match := re.fullmatch(r"(.+\.py):\w+", inner)):
-            yield match[1]
+            file = Path(match[1])
+            if not file.is_absolute() and ".." not in file.parts:
+                yield file
         yield from _factory_files(inner)

@@ -15,6 +15,7 @@ from sapp_cli.recipe.problem import Problem
 from sapp_cli.recipe.wording import allowed, bounds, choices, meaning
 
 _BOOLEAN_WORDS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
+_ABSENT = object()
 _TOO = {
     "greater_than": "too small",
     "greater_than_equal": "too small",
@@ -31,15 +32,15 @@ def problems_in(error: ValidationError, values: Any) -> list[Problem]:
         kind = detail["type"]
         if kind == "extra_forbidden":
             text = unknown_key(path)
-        elif kind == "missing":
+        elif kind == "missing" and isinstance(path[-1], str):
             text = f"missing; allowed: {_allowed_at(path)}"
         elif kind == "value_error":
             text = str(detail["ctx"]["error"])
         else:
             path, _ = field_at(path)
             value = _value_at(values, path)
-            if isinstance(value, dict) and section_at(path):
-                continue  # a mapping where names were possible too: what is wrong stands further down in it
+            if kind == "literal_error" and isinstance(value, dict) and section_at(path):
+                continue  # a name was possible too, but this is a mapping: what is wrong with it stands further down
             text = _misfit(path, value, kind)
         problems.setdefault(path, Problem(path, text))
     return list(problems.values())
@@ -49,9 +50,11 @@ def _path_in(values: Any, detail: ErrorDetails) -> KeyPath:
     """The error's place without the names of union members that pydantic puts between the keys."""
     path: KeyPath = ()
     for part in detail["loc"]:
-        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int)):
-            values = values[part]  # type: ignore[index]
-            path = (*path, part)
+        inner = values.get(part, _ABSENT) if isinstance(values, dict) else _ABSENT
+        if isinstance(values, list) and isinstance(part, int):
+            inner = values[part] if part < len(values) else _ABSENT
+        if inner is not _ABSENT:
+            path, values = (*path, part), inner
     return (*path, detail["loc"][-1]) if detail["type"] == "missing" else path
 
 
@@ -90,6 +93,8 @@ def _misfit(path: KeyPath, value: Any, kind: str) -> str:
 
 def _hints(value: Any, field: FieldInfo) -> list[str]:
     """What was probably meant."""
+    if value is None:
+        return ["leave it out for the default"]
     if field.annotation is bool and isinstance(value, str) and value.lower() in _BOOLEAN_WORDS:
         return [f"write {_BOOLEAN_WORDS[value.lower()]}"]
     number, limits = _number(value), bounds(field)

@@ -1,4 +1,4 @@
-"""The layers of a checkpoint that is only known by its files: one of ours by its sparsity.json, any other by its tensors."""
+"""The layers of a checkpoint known only by its files: one of ours by its sparsity.json, any other by its tensors."""
 
 from __future__ import annotations
 

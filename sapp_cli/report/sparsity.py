@@ -134,7 +134,7 @@ def make_report(
 
 
 def expected_counts(kept: Mapping[str, int]) -> Callable[[LayerFacts], Counts]:
-    """Counts before training: K as planned, and entries in proportion (of ragged grids nobody knows which blocks stay)."""
+    """Counts before training: K as planned, entries in proportion (in a ragged grid nobody knows which blocks stay)."""
 
     def count(facts: LayerFacts) -> Counts:
         if not facts.pruned or facts.grid is None:

@@ -46,7 +46,7 @@ class BatchPlan:
     def _cut(self, order: Tensor, number: int) -> list[int]:
         start = number * self.size * self.world
         whole = order[start : start + self.size * self.world]
-        return cast(list[int], whole[self.rank :: self.world].tolist())
+        return cast("list[int]", whole[self.rank :: self.world].tolist())
 
 
 def training_batches(data: DataSets, plan: BatchPlan, workers: int, start: int = 0) -> Iterator[Batch]:
@@ -68,7 +68,7 @@ def training_batches(data: DataSets, plan: BatchPlan, workers: int, start: int =
 def evaluation_batches(
     data: DataSets, size: int, rows: int | None = None, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """The first `rows` validation rows (None: all) in their order, in batches of at most `size`; each process its share."""
+    """The first `rows` validation rows (None: all) in order, in batches of at most `size`; each process its share."""
     available = len(data.validation)  # type: ignore[arg-type]
     mine = range(rank, available if rows is None else min(rows, available), world)
     for start in range(0, len(mine), size):

@@ -29,7 +29,7 @@ def make_accelerator(settings: TrainSection) -> Accelerator:
 
 @contextmanager
 def reproducible(settings: TrainSection, accelerator: Accelerator) -> Iterator[None]:
-    """Everything random seeded, and kernels that give the same bits every time: always on a CPU, on CUDA where asked."""
+    """Everything random seeded, kernels that give the same bits every time: always on a CPU, on CUDA where asked."""
     before = torch.are_deterministic_algorithms_enabled()
     set_seed(settings.seed, device_specific=accelerator.num_processes > 1)
     torch.use_deterministic_algorithms(settings.deterministic or accelerator.device.type == "cpu")

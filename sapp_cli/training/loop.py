@@ -75,7 +75,8 @@ def train(
 ) -> None:
     """Train the model with its masks through every step of the pruner's schedule, in place.
 
-    `dtypes` {state dict name: dtype} are those of the checkpoint: evaluations on the way use the weights an export would hold.
+    `dtypes` {state dict name: dtype} are those of the checkpoint: evaluations on the way use the weights that an export
+    would hold.
 
     Raises TrainingError where the loss or a gradient is not finite.
     """
@@ -146,8 +147,8 @@ def _backward(
 ) -> tuple[float, dict[str, float]]:
     """Gradients of the mean loss over all items of the step, wherever they lie; that loss and its parts.
 
-    A mean of the batches' means would weigh a token in a short batch more than one in a long batch, so every batch's loss is
-    weighted by its count and the gradients are divided by the total.
+    A mean of the batches' means would weigh a token in a short batch more than one in a long batch, so every batch's loss
+    is weighted by its count and the gradients are divided by the total.
     """
     totals: dict[str, Tensor] = {}
     alone = len(batches) == 1 and accelerator.num_processes == 1

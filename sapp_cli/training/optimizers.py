@@ -21,8 +21,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """adamw, adam or sgd over the model's trained parameters and the pruner's logits.
 
-    `total_share`: the learning-rate shares of all steps added up (`learning_rate.total_share`). Every group holds its peak
-    rate as `peak_lr`.
+    `total_share`: the learning-rate shares of all steps added up (`learning_rate.total_share`). Every group holds its
+    peak rate as `peak_lr`.
     """
     logits = pruner.logits
     logit_ids = {id(logit) for logit in logits}
@@ -42,11 +42,13 @@ def make_optimizer(
 
 
 def _optimizer(settings: OptimizerSection, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    lr, decay = settings.lr, settings.weight_decay
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)
+        return torch.optim.SGD(
+            groups, lr=lr, weight_decay=decay, momentum=settings.momentum, nesterov=settings.nesterov
+        )
     adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return adam(groups, betas=settings.betas, eps=settings.eps, **common)
+    return adam(groups, lr=lr, weight_decay=decay, betas=settings.betas, eps=settings.eps)
 
 
 def _logit_settings(settings: OptimizerSection, pruner: Pruner, total_share: float) -> dict[str, Any]:

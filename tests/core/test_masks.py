@@ -82,8 +82,8 @@ def test_a_weight_as_a_matrix(kind, shape, index, place):
     assert torch.equal(from_matrix(matrix, layout), weight)
 
 
-# The masks of §2.1 are regularizers in disguise: at the best split of a block β = mask · θ into its factors, the penalty on
-# the factors is a penalty on β alone. Each lemma is checked by minimizing over the split numerically.
+# The masks of §2.1 are regularizers in disguise: at the best split of a block β = mask · θ into its factors, the penalty
+# on the factors is a penalty on β alone. Each lemma is checked by minimizing over the split numerically.
 
 
 def least(penalty, low=1e-4, high=1e4):

@@ -82,7 +82,7 @@ def test_one_shot_prunes_when_the_final_sparse_phase_begins_in_timetables_of_sev
 
 
 def test_boundaries_round_half_up_on_exact_fractions():
-    # 5 % of 30 steps is 1.5 -> 2 (banker's rounding would also give 2); of 10 steps .5 -> 1 (banker's: 0); 35 % of 10: 3.5 -> 4.
+    # 5 % of 30 steps is 1.5 -> 2; of 10 steps .5 -> 1, where rounding to even would give 0; 35 % of 10 is 3.5 -> 4.
     assert phases(sequential_spans(PRESETS["fine-tune"]), 30)[0] == (DENSE, 0, 0, 2)
     assert phases(sequential_spans(PRESETS["fine-tune"]), 10) == [
         (DENSE, 0, 0, 1),

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -16,7 +15,7 @@ def private_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
-def write_tokenizer(folder: Path, *, bert: bool, **tokens: str) -> Path:
+def write_tokenizer(folder, *, bert, **tokens):
     """A folder with a tokenizer of one letter a token; `bert` puts [CLS] and [SEP] around texts."""
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -29,7 +28,13 @@ def write_tokenizer(folder: Path, *, bert: bool, **tokens: str) -> Path:
         )
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", **tokens}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"] if bert else ["input_ids", "attention_mask"]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "[UNK]",
+        "model_input_names": inputs,
+        **tokens,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 

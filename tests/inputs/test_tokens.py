@@ -11,14 +11,14 @@ from sapp_cli.inputs.tokens import Padding, TextRows, load_tokenizer, pack, padd
 
 @pytest.fixture
 def table(tmp_path):
-    (tmp_path / "x.jsonl").write_text("".join(f'{{"text": "{text}", "other": "q r"}}\n' for text in ("a b c", "", "d", "e f")))
+    (tmp_path / "x.jsonl").write_text(
+        "".join(f'{{"text": "{text}", "other": "q r"}}\n' for text in ("a b c", "", "d", "e f"))
+    )
     return read_table([tmp_path / "x.jsonl"], "json")
 
 
 def test_rows_of_tokens(table, bert):
-    rows = TextRows(
-        table, ["text"], load_tokenizer(bert), max_length=4, values=tensor([5, 6, 7, 8]), numbers=[3, 0]
-    )
+    rows = TextRows(table, ["text"], load_tokenizer(bert), max_length=4, values=tensor([5, 6, 7, 8]), numbers=[3, 0])
     assert len(rows) == 2
     assert {key: value.tolist() for key, value in rows[0].items()} == {
         "input_ids": [2, 10, 11, 3],
@@ -42,7 +42,10 @@ def test_pairs_of_texts(table, bert):
 def test_packing_by_hand(table, gpt):
     """a b c | d | e f with an end behind each, the empty text left out: 6 7 8 5 9 5 10 11 5."""
     packed = pack(table, "text", load_tokenizer(gpt), 4, range(4))
-    assert [row["input_ids"].tolist() for row in packed] == [[6, 7, 8, 5], [9, 5, 10, 11]]  # the last 5 predicts nothing
+    assert [row["input_ids"].tolist() for row in packed] == [
+        [6, 7, 8, 5],
+        [9, 5, 10, 11],
+    ]  # the last 5 predicts nothing
     assert all(row["targets"].equal(row["input_ids"]) for row in packed)
     assert [row["input_ids"].tolist() for row in pack(table, "text", load_tokenizer(gpt), 7, range(4))] == [
         [6, 7, 8, 5, 9, 5, 10],

@@ -1,6 +1,6 @@
-"""Algorithm 1 once more, in NumPy and float64, written from the paper's text alone: the reference of test_reference.py.
+"""Algorithm 1 once more, in NumPy and float64, written from the paper's text alone: for test_reference.py.
 
-One linear layer y = x Ŵᵀ under the mean squared error, SGD with momentum and weight decay on W and L, a timetable of two rounds.
+One linear layer y = x Ŵᵀ under the mean squared error, SGD with momentum, weight decay on W, a timetable of two rounds.
 """
 
 import math

@@ -1,0 +1,160 @@
+"""A checkpoint written again in another layout, tensor by tensor: dense, block-sparse, or both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from sapp_cli.checkpoint.block_sparse import Mask, decode, encode, from_matrix, gather, to_matrix
+from sapp_cli.checkpoint.block_sparse_file import block_sparse_metadata, block_sparse_out
+from sapp_cli.checkpoint.dtypes import DTYPES, Bits
+from sapp_cli.checkpoint.output import check_free_space
+from sapp_cli.checkpoint.source import Checkpoint
+from sapp_cli.checkpoint.statistics import block_statistics
+from sapp_cli.checkpoint.write import ShardOut, TensorOut, disk_errors, shard_by_size, write_sharded
+from sapp_cli.grid import BlockGrid, MatrixLayout
+
+Layout: TypeAlias = Literal["dense", "bsr", "both"]
+Blocks: TypeAlias = tuple[MatrixLayout, BlockGrid]
+STEM = "model"
+SPARSE_FOLDER = "sparse"
+SLAB_BYTES = 16 << 20
+
+
+def dense_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Bits]]:
+    """(name, dtype, entries in storage dtype and the weight's own shape) of all weights, one at a time, without aliases."""
+    for name in checkpoint.dense_names():
+        yield name, checkpoint.dtype(name), checkpoint.dense_array(name)
+
+
+def export_checkpoint(
+    source: Checkpoint,
+    out: Path,
+    layout: Layout,
+    blocks_of: Callable[[str], Blocks | None],
+    max_shard_bytes: int | None = None,
+) -> list[Path]:
+    """Write the weights of `source` into the folder `out`: dense ones there, block-sparse ones into its folder `sparse`.
+
+    `blocks_of` says which dense weights become block-sparse, and how (None: as they are); those that are stored so already
+    keep their blocks. Shards are the source's, or of at most `max_shard_bytes` of dense weights. Needs memory for a few
+    times the largest weight, and for the block masks. Dense to block-sparse and back gives the same bits, except that −0
+    in a block without anything else becomes +0 (also in the dense file of "both": its two files agree bit for bit).
+    Returns the files. Raises CheckpointError for a damaged source, ResourceError if the disk does not take the files.
+    """
+    shards = _shards(source, max_shard_bytes)
+    blocks = _block_sparse_weights(source, blocks_of)
+    kept: dict[str, Mask] = {}
+    if layout != "dense":
+        kept = {name: block_statistics(source, name, *about).kept for name, about in blocks.items()}
+    folders: list[tuple[Path, list[ShardOut]]] = []
+    if layout != "bsr":
+        zeroed = {name: blocks[name] for name in kept}
+        folders.append((out, [_dense_shard(source, file, names, zeroed) for file, names in shards]))
+    if layout != "dense":
+        sparse = [_sparse_shard(source, file, names, blocks, kept) for file, names in shards]
+        folders.append((out / SPARSE_FOLDER, sparse))
+    check_free_space(out, sum(shard.nbytes for _, shards_out in folders for shard in shards_out))
+    written = []
+    for folder, shards_out in folders:
+        with disk_errors(out):
+            folder.mkdir(parents=True, exist_ok=True)
+        written += write_sharded(folder, STEM, shards_out, source.index_metadata)
+    return written
+
+
+def _block_sparse_weights(source: Checkpoint, blocks_of: Callable[[str], Blocks | None]) -> dict[str, Blocks]:
+    found = {}
+    for name in source.dense_names():
+        entry = source.block_sparse.get(name)
+        about = (entry.layout, entry.grid) if entry is not None else blocks_of(name)
+        if about is not None:
+            found[name] = about
+    return found
+
+
+def _shards(source: Checkpoint, max_shard_bytes: int | None) -> list[tuple[str, list[str]]]:
+    """(file name, logical names) of every file to be written."""
+    names = source.dense_names()
+    if max_shard_bytes is not None:
+        return shard_by_size({name: _dense_bytes(source, name) for name in names}, max_shard_bytes, STEM)
+    if len(source.files) == 1:
+        return [(f"{STEM}.safetensors", names)]
+    found: dict[str, list[str]] = {_shard_name(file.path.name): [] for file in source.files}
+    for name in names:
+        found[_shard_name(source.file(name).path.name)].append(name)
+    return list(found.items())
+
+
+def _shard_name(file: str) -> str:
+    """The source's name for a shard, with the name of the format: pytorch_model-1-of-2.bin -> model-1-of-2.safetensors."""
+    return re.sub(r"^pytorch_model\b", STEM, Path(file).stem) + ".safetensors"
+
+
+def _dense_bytes(source: Checkpoint, name: str) -> int:
+    return TensorOut(name, source.dtype(name), source.shape(name), list).nbytes
+
+
+def _ties(source: Checkpoint, names: Sequence[str]) -> dict[str, str]:
+    return {alias: stored for alias, stored in source.tied.items() if stored in set(names)}
+
+
+def _dense_shard(source: Checkpoint, file: str, names: Sequence[str], zeroed: Mapping[str, Blocks]) -> ShardOut:
+    tensors = []
+    for name in names:
+        data: Callable[[], Bits | Iterator[Bits]] = partial(source.dense_array, name)
+        if name in source.block_sparse:
+            pass
+        elif name in zeroed:
+            data = partial(_with_plain_zeros, source, name, *zeroed[name])
+        else:
+            data = partial(_slabs, source, name)
+        tensors.append(TensorOut(name, source.dtype(name), source.shape(name), data))
+    return ShardOut(file, tensors, _metadata(source, names))
+
+
+def _sparse_shard(
+    source: Checkpoint, file: str, names: Sequence[str], blocks: Mapping[str, Blocks], kept: Mapping[str, Mask]
+) -> ShardOut:
+    tensors: list[TensorOut] = []
+    for name in names:
+        if name in blocks:
+            layout, grid = blocks[name]
+            values = partial(_kept_values, source, name, layout, grid, kept[name])
+            tensors += block_sparse_out(name, source.dtype(name), grid, kept[name], values)
+        else:
+            data = partial(_slabs, source, name)
+            tensors.append(TensorOut(name, source.dtype(name), source.shape(name), data))
+    here = {name: blocks[name] for name in names if name in blocks}
+    return ShardOut(file, tensors, {**_metadata(source, names), **block_sparse_metadata(here, _ties(source, names))})
+
+
+def _metadata(source: Checkpoint, names: Sequence[str]) -> dict[str, str]:
+    """The source's own metadata for these weights, and their ties."""
+    found = {"format": "pt"}
+    for file in dict.fromkeys(source.file(name) for name in names):
+        found.update({key: value for key, value in file.metadata.items() if not key.startswith("sapp_")})
+    tied = block_sparse_metadata({}, _ties(source, names)).get("sapp_tied")
+    return found if tied is None else {**found, "sapp_tied": tied}
+
+
+def _slabs(source: Checkpoint, name: str) -> Iterator[Bits]:
+    """The weight's rows, a few at a time."""
+    return (rows for _, rows in source.slabs(name, SLAB_BYTES))
+
+
+def _with_plain_zeros(source: Checkpoint, name: str, layout: MatrixLayout, grid: BlockGrid) -> Bits:
+    """The weight with +0 in every block that holds zeros only, as its block-sparse form gives it back."""
+    matrix = to_matrix(source.dense_array(name), layout)
+    return from_matrix(decode(encode(matrix, grid, DTYPES[source.dtype(name)]), grid), layout)
+
+
+def _kept_values(source: Checkpoint, name: str, layout: MatrixLayout, grid: BlockGrid, kept: Mask) -> Bits:
+    if name in source.block_sparse:
+        sparse = source.matrix(name)
+        if len(sparse.values) == kept.sum():
+            return sparse.values
+    return gather(to_matrix(source.dense_array(name), layout), grid, kept)
