@@ -31,6 +31,8 @@ from sapp_cli.checkpoint.write import TensorOut
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 
 VERSION = "1"
+WITHOUT_BLOCKS = frozenset({"C64", "F8_E8M0"})
+"""Dtypes of no weights: complex numbers, and scales, which have no zero to leave out."""
 SUFFIXES = (".bsr_values", ".bsr_crow_indices", ".bsr_col_indices")
 
 
@@ -87,6 +89,7 @@ def block_sparse_out(
     name: str, dtype: str, grid: BlockGrid, kept: Mask, values: Callable[[], Bits]
 ) -> tuple[TensorOut, TensorOut, TensorOut]:
     """The three tensors of a weight with the kept blocks (R, C); `values` gives them when asked, (K, br, bc)."""
+    assert dtype not in WITHOUT_BLOCKS, f"{name}: weights of dtype {dtype} cannot be block-sparse"
     crow, col = indices(kept)
     names = (name + suffix for suffix in SUFFIXES)
     return (
@@ -191,6 +194,8 @@ def _checked_triple(file: TensorFile, name: str, layout: MatrixLayout, grid: Blo
         raise damaged(
             file.path, f"a grid of {grid.size[0]:,} × {grid.size[1]:,} blocks is larger than the format allows", name
         )
+    if values.dtype in WITHOUT_BLOCKS:
+        raise damaged(file.path, f"weights of dtype {values.dtype} cannot be block-sparse", name)
     if crow.dtype != "I32" or col.dtype != "I32":
         raise damaged(file.path, f"its indices are {crow.dtype} and {col.dtype}, not I32", name)
     if crow.shape != (grid.size[0] + 1,):

@@ -55,7 +55,7 @@ def _in_folder(path: Path) -> Location:
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     index, files = _weights_among(names, path)
     if index is not None:
-        return _from_index(path, path / index, path)
+        return _from_index(path, path / index, _companions(path) or path)
     if not files and (path / "sparse").is_dir():  # an output of --layout bsr
         inner = _in_folder(path / "sparse")
         return Location(path, path, inner.files, _config(path), inner.index, inner.weight_map, inner.index_metadata)

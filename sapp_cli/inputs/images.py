@@ -22,8 +22,10 @@ from sapp_cli.errors import DataError
 from sapp_cli.inputs.rows import TARGETS, Row, Targets
 from sapp_cli.inputs.tables import Table
 
-SHORTEST_EDGE_KINDS = ("CLIP", "ChineseCLIP", "ConvNext", "Levit", "PoolFormer", "MobileViT", "MobileNet")
+SHORTEST_EDGE_KINDS = ("CLIP", "ChineseCLIP", "ConvNext", "MobileViT", "MobileNet")
 """Processors whose `size`, where it is one number, is the shortest edge; of the others it is both sides."""
+UNSUPPORTED_KINDS = ("Levit", "Perceiver")
+"""Processors that resize or crop by rules of their own."""
 UNSUPPORTED = (
     "do_pad",
     "do_flip_channel_order",
@@ -31,7 +33,11 @@ UNSUPPORTED = (
     "do_align_long_axis",
     "do_reduce_labels",
     "do_color_quantize",
+    "keep_aspect_ratio",
+    "rescale_offset",
+    "include_top",
 )
+"""Settings that change the pixels in ways not followed here."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +133,12 @@ def _from_config(config: Mapping[str, Any], channels: int) -> ImageTransform:
 
 
 def _from_settings(settings: Mapping[str, Any], channels: int, path: Path) -> ImageTransform:
-    asked = [key for key in UNSUPPORTED if settings.get(key)]
+    kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
+    asked = [kind] if kind.startswith(UNSUPPORTED_KINDS) else [key for key in UNSUPPORTED if settings.get(key)]
+    if settings.get("crop_pct") and not kind.startswith("ConvNext"):
+        asked.append("crop_pct")
     if asked:
         raise DataError(f"{path}: {asked[0]} is not supported; prepare the images yourself with data.source factory")
-    kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
     size = (
         _size(settings["size"], kind.startswith(SHORTEST_EDGE_KINDS), path) if settings.get("do_resize", True) else None
     )

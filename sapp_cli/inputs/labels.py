@@ -67,8 +67,9 @@ def _values(table: Table, name: str, classes: Classes | None) -> list[Any]:
     """The column as a list; ClassLabel numbers become their names where the model has classes of these names."""
     values = list(table.data[name][:])
     feature = table.data.features[name]
-    if isinstance(feature, datasets.ClassLabel) and classes is not None and set(feature.names) <= classes.keys():
-        return [feature.names[value] if 0 <= value < len(feature.names) else value for value in values]
+    named = isinstance(feature, datasets.ClassLabel) and classes is not None and set(feature.names) <= classes.keys()
+    if named and min(values) >= 0:  # −1 stands for a label that is kept back, and is reported as it is
+        return [feature.names[value] for value in values]
     return [int(value) if isinstance(value, bool) else value for value in values]
 
 

@@ -219,5 +219,8 @@ def _what_there_is(table: Table) -> str:
 
 def _canonical(value: Any) -> bytes:
     if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:  # an undecoded image
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        try:
+            return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        except OSError as error:
+            raise DataError(f"{value['path']} cannot be read: {error.strerror}") from error
     return json.dumps(value, sort_keys=True, default=str).encode()

@@ -49,7 +49,7 @@ class TensorRows(Dataset[Row]):
 
 
 def load_tensor_data(data: DataSection, objective: ObjectiveSection) -> DataSets:
-    """Training and validation rows of `data.files`; see docs of `load_data`. Raises DataError and UsageError."""
+    """Training and validation rows of `data.files`; errors as those of `load_data`."""
     if objective.task == "masked-lm":
         raise UsageError(
             "objective.task masked-lm masks tokens itself and needs the tokenizer: use data.source datasets"
@@ -144,8 +144,8 @@ def _trainable(name: str, array: Tensor, task: str, path: Path) -> Tensor:
         return array
     if task in ("classification", "causal-lm"):
         if array.is_floating_point():
-            hint = "; for numbers to be met set objective.task regression" if task == "classification" else ""
-            raise DataError(f"{where} is floating-point; objective.task {task} takes integers{hint}")
+            advice = "; for numbers to be met set objective.task regression" if task == "classification" else ""
+            raise DataError(f"{where} is floating-point; objective.task {task} takes integers{advice}")
         if task == "classification" and array.dim() != 1:
             raise DataError(
                 f"{where} has shape {tuple(array.shape)}; objective.task classification takes one label a row"

@@ -33,7 +33,7 @@ class BlockState:
 class Method(BaseModel):
     """The interface, and what magnitude-like methods answer to it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def spans(self, timetable: Timetable) -> tuple[Span, ...]:
         """The phases this method runs through in the given timetable."""

@@ -8,7 +8,7 @@ R, C: block rows and columns.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,15 +40,6 @@ class PrunedWeight:
     kept: Mask  # (R, C): anything in the block is nonzero after the cast
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Tensors that stay in one shard: one dense tensor, or the three of a block-sparse weight."""
-
-    tensors: tuple[TensorOut, ...]
-    weight: PrunedWeight | None = None
-    aliases: tuple[str, ...] = ()  # other names of the same weight, which are not stored
-
-
 class PrunedWeights:
     """The folded state of a run, as the tensors of the checkpoint it came from."""
 
@@ -75,38 +66,30 @@ class PrunedWeights:
 
     def write_dense(self, folder: Path, max_shard_bytes: int | None) -> list[Path]:
         """model.safetensors, or the source's shards and their index; zeros in place. The files written."""
-        shards = [(file, metadata, [self._one(name) for name in names]) for file, names, metadata in self._shards()]
-        return self._write(folder, shards, max_shard_bytes)
+        shards = [
+            ShardOut(file, [self._dense(name) for name in names], {"format": "pt", **metadata})
+            for file, names, metadata in self._shards(max_shard_bytes)
+        ]
+        return write_sharded(folder, "model", shards, self._checkpoint.index_metadata)
 
     def write_sparse(self, folder: Path, max_shard_bytes: int | None) -> list[Path]:
         """The same shards with each pruned weight as its kept blocks (docs/format.md), stored once where tied."""
-        aliases = {names[0]: tuple(names[1:]) for names in self._pruned_names().values()}
+        aliases = {names[0]: names[1:] for names in self._pruned_names().values()}
         dropped = {alias for others in aliases.values() for alias in others}
         shards = []
-        for file, names, metadata in self._shards():
-            groups = [
-                _Group(self._triple(self.pruned[name]), self.pruned[name], aliases[name])
-                if name in self.pruned
-                else self._one(name)
-                for name in names
-                if name not in dropped
-            ]
-            shards.append((file, metadata, groups))
-        return self._write(folder, shards, max_shard_bytes)
-
-    def _write(
-        self, folder: Path, shards: list[tuple[str, Mapping[str, str], list[_Group]]], max_shard_bytes: int | None
-    ) -> list[Path]:
-        if max_shard_bytes is not None:
-            groups = {group.tensors: group for _, _, shard in shards for group in shard}
-            resharded = shard_by_size([group.tensors for group in groups.values()], max_shard_bytes)
-            shards = [(file, shards[0][1], [groups[tuple(t)] for t in tensors]) for file, tensors in resharded]
-        outs = [
-            ShardOut(file, [tensor for group in groups for tensor in group.tensors], _metadata(metadata, groups))
-            for file, metadata, groups in shards
-        ]
+        for file, names, metadata in self._shards(max_shard_bytes):
+            tensors: list[TensorOut] = []
+            for name in names:
+                if name in self.pruned and name not in dropped:
+                    tensors += self._triple(self.pruned[name])
+                elif name not in dropped:
+                    tensors.append(self._dense(name))
+            here = {name: self.pruned[name] for name in names if name in aliases}
+            weights = {name: (weight.layout, weight.grid) for name, weight in here.items()}
+            tied = {alias: name for name in here for alias in aliases[name]}
+            shards.append(ShardOut(file, tensors, {**metadata, **block_sparse_metadata(weights, tied)}))
         folder.mkdir(parents=True, exist_ok=True)
-        return write_sharded(folder, "model", outs, self._checkpoint.index_metadata)
+        return write_sharded(folder, "model", shards, self._checkpoint.index_metadata)
 
     def _pruned_names(self) -> dict[str, list[str]]:
         """{layer: the checkpoint's names of its weight}, in the checkpoint's order."""
@@ -116,21 +99,30 @@ class PrunedWeights:
         return found
 
     def _names(self) -> Iterator[str]:
-        for _, names, _ in self._shards():
+        for _, names, _ in self._shards(None):
             yield from names
 
-    def _shards(self) -> Iterator[tuple[str, list[str], Mapping[str, str]]]:
-        """(file, logical names, metadata) of the source's shards; weights it lacked come at the end of the last."""
+    def _shards(self, max_shard_bytes: int | None) -> list[tuple[str, list[str], Mapping[str, str]]]:
+        """(file, logical names, metadata): the source's shards, or new ones of at most so many bytes.
+
+        Aliases of a tied weight follow it; weights that the source lacked come at the end of the last shard.
+        """
         source = self._checkpoint
         part_of = {part: entry.name for entry in source.block_sparse.values() for part in entry.tensor_names}
         aliases: dict[str, list[str]] = {}
         for alias, stored in source.tied.items():
             aliases.setdefault(stored, []).append(alias)
+        shards: list[tuple[str, list[str], Mapping[str, str]]] = []
         for index, file in enumerate(source.files):
             stored_names = dict.fromkeys(part_of.get(name, name) for name in file.tensors)
             names = [name for stored in stored_names for name in (stored, *aliases.get(stored, ()))]
-            added = list(self._loaded.added) if index == len(source.files) - 1 else []
-            yield self._file_name(index), [*names, *added], file.metadata
+            metadata = {key: value for key, value in file.metadata.items() if not key.startswith("sapp_")}
+            shards.append((self._file_name(index), names, metadata))
+        shards[-1][1].extend(self._loaded.added)
+        if max_shard_bytes is None:
+            return shards
+        sizes = {name: self._dense(name).nbytes for _, names, _ in shards for name in names}
+        return [(file, names, shards[0][2]) for file, names in shard_by_size(sizes, max_shard_bytes)]
 
     def _file_name(self, index: int) -> str:
         """The source's own where it is a shard's; pickled state dicts become safetensors."""
@@ -161,13 +153,13 @@ class PrunedWeights:
         """The tensor as it will be stored; raises TrainingError for a value its dtype cannot hold."""
         return to_bits(self._state[self._model_name(name)], self._dtype(name), name)
 
-    def _one(self, name: str) -> _Group:
+    def _dense(self, name: str) -> TensorOut:
         model_name = self._model_name(name)
         if not model_name:
             shape = self._checkpoint.shape(name)
-            return _Group((TensorOut(name, self._dtype(name), shape, lambda: self._checkpoint.dense_array(name)),))
+            return TensorOut(name, self._dtype(name), shape, lambda: self._checkpoint.dense_array(name))
         shape = tuple(self._state[model_name].shape)
-        return _Group((TensorOut(name, self._dtype(name), shape, lambda: self._bits(name)),))
+        return TensorOut(name, self._dtype(name), shape, lambda: self._bits(name))
 
     def _triple(self, weight: PrunedWeight) -> tuple[TensorOut, ...]:
         def values() -> Bits:
@@ -193,11 +185,3 @@ def to_bits(tensor: Tensor, dtype: str, name: str) -> Bits:
         return cast.view(torch.uint8).numpy()
     bits: Bits = cast.numpy()
     return bits
-
-
-def _metadata(metadata: Mapping[str, str], groups: Sequence[_Group]) -> dict[str, str]:
-    """A shard's header metadata: the source's, and what a reader must know of the block-sparse weights in it."""
-    weights = {group.weight.name: (group.weight.layout, group.weight.grid) for group in groups if group.weight}
-    tied = {alias: group.weight.name for group in groups if group.weight for alias in group.aliases}
-    kept = {key: value for key, value in metadata.items() if not key.startswith("sapp_")}
-    return {"format": "pt", **kept, **(block_sparse_metadata(weights, tied) if weights else {})}

@@ -81,7 +81,7 @@ def weights(draw: st.DrawFn) -> tuple[np.ndarray, str, MatrixLayout, BlockGrid]:
     shape = tuple(draw(st.lists(st.integers(0, 6 if axes > 2 else 30), min_size=axes, max_size=axes)))
     layout = MatrixLayout(kind, shape)
     grid = BlockGrid(layout.matrix, (draw(SIDES), draw(SIDES)))
-    dtype = draw(st.sampled_from(ALL_BUT_COMPLEX))
+    dtype = draw(st.sampled_from([dtype for dtype in ALL_BUT_COMPLEX if dtype != "F8_E8M0"]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     keep = rng.random(grid.size) < draw(st.sampled_from([0.0, 0.3, 1.0]))
     matrix = random_bits(rng, dtype, layout.matrix)

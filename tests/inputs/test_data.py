@@ -106,6 +106,14 @@ def test_masked_lm(reviews, bert):
     assert batch["targets"][batch["attention_mask"] == 0].eq(-100).all()
 
 
+def test_training_and_validation_masks_differ(tmp_path, bert):
+    (tmp_path / "x.txt").write_text("a b c d e f g h\n" * 3)
+    files = {"train": str(tmp_path / "x.txt"), "validation": str(tmp_path / "x.txt")}
+    sets = load({"files": files}, "masked-lm", bert, mask_probability=0.5)
+    train, validation = ([row["targets"].tolist() for row in part] for part in (sets.train, sets.validation))
+    assert train != validation
+
+
 def test_embeddings_need_no_labels(tmp_path, bert):
     (tmp_path / "x.txt").write_text("a b\nc\nd e f\n")
     sets = load({"files": {"train": str(tmp_path / "x.txt")}}, "embedding-distillation", bert)

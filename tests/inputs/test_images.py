@@ -110,9 +110,16 @@ def test_without_a_preprocessor(tmp_path):
 def test_settings_that_are_not_followed(tmp_path):
     path = tmp_path / "preprocessor_config.json"
     norm = {"image_mean": MEAN, "image_std": STD}
-    with pytest.raises(DataError) as error:
-        write_settings(tmp_path, size=8, do_pad=True, **norm)
-    assert str(error.value) == f"{path}: do_pad is not supported; prepare the images yourself with data.source factory"
+    for name, settings in (
+        ("do_pad", {"do_pad": True}),
+        ("crop_pct", {"crop_pct": 0.9, "image_processor_type": "PoolFormerImageProcessor"}),
+        ("LevitImageProcessor", {"image_processor_type": "LevitImageProcessor"}),
+    ):
+        with pytest.raises(DataError) as error:
+            write_settings(tmp_path, size=8, **settings, **norm)
+        assert str(error.value) == (
+            f"{path}: {name} is not supported; prepare the images yourself with data.source factory"
+        )
     with pytest.raises(DataError) as error:
         write_settings(tmp_path, size={"shortest_edge": 8}, **norm)
     assert str(error.value) == (

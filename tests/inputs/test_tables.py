@@ -197,6 +197,7 @@ def test_class_labels_are_put_in_the_order_of_the_model():
     assert labels([0, 1], feature=feature, classes={"dog": 0, "cat": 1})[0] == [1, 0]
     assert labels([0, 1], feature=feature, classes={"DOG": 0, "CAT": 1})[0] == [0, 1]
     assert labels([0, 1], feature=feature)[0] == [0, 1]
+    assert labels([0, -1], feature=feature, classes={"dog": 0, "cat": 1})[0] == [0, -1]  # refused later, with its row
 
 
 @pytest.mark.parametrize(

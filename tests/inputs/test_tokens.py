@@ -56,6 +56,13 @@ def test_packing_by_hand(table, gpt):
     ]
 
 
+def test_a_tokenizer_that_ends_texts_itself(table, bert):
+    """Here [SEP] is the end of a text too: it is not put in twice."""
+    tokenizer = load_tokenizer(bert)
+    tokenizer.eos_token = "[SEP]"
+    assert pack(table, "text", tokenizer, 16, [0, 2])[0]["input_ids"].tolist() == [2, 6, 7, 8, 3, 2, 9, 3]
+
+
 @pytest.mark.parametrize("length", [2, 3, 5, 8])
 def test_packing_loses_no_token_but_a_lone_last_one(table, gpt, length):
     stream = [6, 7, 8, 5, 9, 5, 10, 11, 5]

@@ -598,7 +598,12 @@ def sets(rows, labels=None):
 
 
 def test_what_fits_leaves_no_trace():
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout())
+
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + torch.rand(())
+
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(), Noise())
     model[2].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()

