@@ -6,10 +6,9 @@ recipe → checkpoint → model → data → masks → training → folded weigh
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,12 +26,14 @@ from sapp_cli.checkpoint.output import (
     write_json,
 )
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
-from sapp_cli.errors import RecipeError, ResourceError, SettingError, UsageError
+from sapp_cli.errors import RecipeError, ResourceError, SappError, SettingError, UsageError
 from sapp_cli.inputs.data import DataSets, load_data
 from sapp_cli.inputs.models import LoadedModel, load_model
+from sapp_cli.inputs.rows import rows_in
 from sapp_cli.layers import Layer, decide_layers
 from sapp_cli.outputs.card import FileSizes, write_card
 from sapp_cli.outputs.manifest import Manifest, Metric
+from sapp_cli.outputs.metrics_log import MetricsLog
 from sapp_cli.outputs.weights import Layout, PrunedWeights
 from sapp_cli.planning import Plan, layer_facts, make_plan
 from sapp_cli.pruner import Pruner, make_schedule
@@ -94,114 +95,120 @@ def prune(
     began = time.perf_counter()
     settings = recipe.recipe
     check_output(out, checkpoint_path, overwrite)
-    run = _set_up(recipe, checkpoint_path, watcher)
-    accelerator, loaded, data, objective = run.accelerator, run.loaded, run.data, run.objective
-    steps = count_steps(settings, len(data.train), accelerator.num_processes)  # type: ignore[arg-type]
-    check_free_space(out.parent, 2 * run.checkpoint.bytes)
-
-    with reproducible(settings.train, accelerator), output_folder(out, checkpoint_path, overwrite) as staged:
-        check_fits(objective, loaded.model, data)
+    accelerator = make_accelerator(settings.train)
+    with reproducible(settings.train, accelerator), _memory_errors(settings):
+        run = _set_up(recipe, checkpoint_path, accelerator, watcher)
+        model = run.loaded.model
+        check_fits(run.objective, model, run.data)
+        steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
         # A teacher is a model of its own: the student's weights are about to move.
-        teacher = run.teacher or (copy.deepcopy(loaded.model) if objective.needs_teacher else None)
-        size = settings.data.evaluation_batch_size or settings.data.batch_size
-        dense = evaluate(loaded.model, objective, data, size, accelerator, teacher=teacher)
-        watcher.say(f"dense: {describe_metrics(dense)}")
-
-        with located(recipe):
-            pruner = Pruner(loaded.model, settings.prune, steps, loaded.stored_names)
-        loaded.model.to(accelerator.device)
-        watcher.say(describe_layers(pruner.layers))
-        with (staged / "metrics.jsonl").open("w") as log:
-
-            def on_step(record: StepRecord) -> None:
-                last = record.moment.step + 1 == steps
-                if record.metrics or last or (record.moment.step + 1) % settings.train.log_every == 0:
-                    log.write(json.dumps(record.as_json()) + "\n")
-                watcher.step(record)
-
+        teacher = run.teacher or (copy.deepcopy(model) if run.objective.needs_teacher else None)
+        check_free_space(out.parent, 2 * run.checkpoint.bytes)
+        with output_folder(out, checkpoint_path, overwrite) as staged:
+            dense = run.evaluate(model, teacher)
+            watcher.say(f"dense: {describe_metrics(dense)}")
+            with located(recipe):
+                pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names)
+            model.to(accelerator.device)
+            watcher.say(describe_layers(pruner.layers))
             trained = time.perf_counter()
-            dtypes = loaded.dtypes
-            train(
-                loaded.model,
-                pruner,
-                objective,
-                data,
-                settings,
-                accelerator,
-                teacher=teacher,
-                dtypes=dtypes,
-                on_step=on_step,
+            with MetricsLog(staged / "metrics.jsonl", settings.train.log_every) as log:
+                log.evaluation(0, dense)
+
+                def on_step(record: StepRecord) -> None:
+                    log.step(record)
+                    watcher.step(record)
+
+                train(
+                    model,
+                    pruner,
+                    run.objective,
+                    run.data,
+                    settings,
+                    accelerator,
+                    teacher=teacher,
+                    dtypes=run.loaded.dtypes,
+                    on_step=on_step,
+                )
+                trained = time.perf_counter() - trained
+
+                watcher.say("writing and evaluating what was written")
+                weights = PrunedWeights(run.checkpoint, run.loaded, pruner.fold(), pruner.attached)
+                companions = copy_companions(run.checkpoint.folder, staged) if run.checkpoint.folder else []
+                files = _write_weights(weights, staged, layout, max_shard_bytes)
+                # Loaded the way anybody would load it.
+                written = open_checkpoint(staged)
+                pruned = run.evaluate(load_model(written, settings.model).model.to(accelerator.device), teacher)
+                log.evaluation(steps, pruned)
+
+            report = measure(written, layer_facts(pruner.layers, run.loaded, run.checkpoint))
+            metrics = {
+                name: Metric(value, pruned[name], run.objective.metrics.get(name, False))
+                for name, value in dense.items()
+            }
+            manifest = Manifest(
+                method=settings.prune.method,
+                seed=settings.train.seed,
+                steps=steps,
+                phases=pruner.schedule,
+                inputs={file.path.name: sha256_file(file.path) for file in run.checkpoint.files},
+                outputs={str(file.relative_to(staged)): sha256_file(file) for file in files},
+                recipe_sha256=recipe.sha256,
+                masks_sha256=weights.masks_sha256(),
+                metrics=metrics,
+                seconds={"training": trained, "total": time.perf_counter() - began},
             )
-            trained = time.perf_counter() - trained
-
-        watcher.say("writing")
-        weights = PrunedWeights(run.checkpoint, loaded, pruner.fold(), pruner.attached)
-        companions = copy_companions(run.checkpoint.folder, staged) if run.checkpoint.folder else []
-        dense_files = weights.write_dense(staged, max_shard_bytes) if layout in ("both", "dense") else []
-        sparse_files = weights.write_sparse(staged / "sparse", max_shard_bytes) if layout in ("both", "bsr") else []
-
-        # What is evaluated is what was written, loaded the way anybody would load it.
-        written = open_checkpoint(staged)
-        pruned_model = load_model(written, settings.model).model.to(accelerator.device)
-        pruned = evaluate(pruned_model, objective, data, size, accelerator, teacher=teacher)
-        metrics = {
-            name: Metric(value, pruned[name], objective.metrics.get(name, False)) for name, value in dense.items()
-        }
-
-        facts = layer_facts(pruner.layers, loaded, run.checkpoint)
-        report = measure(written, facts)
-        (staged / "recipe.yaml").write_text(recipe.dump())
-        write_json(staged / "sparsity.json", report.as_json())
-        manifest = Manifest(
-            method=settings.prune.method,
-            seed=settings.train.seed,
-            steps=steps,
-            phases=pruner.schedule,
-            inputs={file.path.name: sha256_file(file.path) for file in run.checkpoint.files},
-            outputs={str(file.relative_to(staged)): sha256_file(file) for file in [*dense_files, *sparse_files]},
-            recipe_sha256=recipe.sha256,
-            masks_sha256=weights.masks_sha256(),
-            metrics=metrics,
-            seconds={"training": trained, "total": time.perf_counter() - began},
-        )
-        write_json(staged / "manifest.json", manifest.as_json())
-        sizes = FileSizes(
-            source=sum(file.path.stat().st_size for file in run.checkpoint.files),
-            dense=sum(file.stat().st_size for file in dense_files),
-            sparse=sum(file.stat().st_size for file in sparse_files),
-        )
-        architectures = (run.checkpoint.config or {}).get("architectures") or [None]
-        write_card(staged, out.name, report, manifest, sizes, architectures[0], companions)
+            sizes = _sizes(run.checkpoint, staged, files)
+            (staged / "recipe.yaml").write_text(recipe.dump())
+            write_json(staged / "sparsity.json", report.as_json())
+            write_json(staged / "manifest.json", manifest.as_json())
+            write_card(staged, out.name, report, manifest, sizes, run.architecture, companions)
     return PruneResult(out, report, metrics, sizes, time.perf_counter() - began)
 
 
+def _write_weights(weights: PrunedWeights, staged: Path, layout: Layout, max_shard_bytes: int | None) -> list[Path]:
+    """The weight files of the layouts asked for."""
+    dense = weights.write_dense(staged, max_shard_bytes) if layout in ("both", "dense") else []
+    sparse = weights.write_sparse(staged / "sparse", max_shard_bytes) if layout in ("both", "bsr") else []
+    return [*dense, *sparse]
+
+
+def _sizes(source: Checkpoint, staged: Path, files: list[Path]) -> FileSizes:
+    return FileSizes(
+        source=sum(file.path.stat().st_size for file in source.files),
+        dense=sum(file.stat().st_size for file in files if file.parent == staged),
+        sparse=sum(file.stat().st_size for file in files if file.parent != staged),
+    )
+
+
 def plan(recipe: LoadedRecipe, checkpoint_path: Path) -> Plan:
-    """Everything `prune` would decide, without training; the data is read only where steps follow from epochs."""
+    """Everything `prune` would decide, without training; data is read only where steps follow from epochs."""
     settings = recipe.recipe
     checkpoint = open_checkpoint(checkpoint_path)
     loaded = load_model(checkpoint, settings.model)
     with located(recipe):
         layers = decide_layers(loaded.model, settings.prune, loaded.stored_names)
-        rows = 0
+        rows: int | None = 0  # not looked at where the recipe gives steps
         if settings.train.steps is None:
-            data = _load_data(settings, checkpoint)
-            rows = len(data.train)  # type: ignore[arg-type]
-        schedule = make_schedule(settings.prune, count_steps(settings, rows, world=1))
+            with suppress(SappError):  # a plan does not need the data; without it the timetable stays in shares
+                rows = None
+                rows = rows_in(_load_data(settings, checkpoint).train)
+        schedule = None if rows is None else make_schedule(settings.prune, count_steps(settings, rows, world=1))
     return make_plan(checkpoint, loaded, layers, schedule, settings)
 
 
 def evaluate_checkpoint(recipe: LoadedRecipe, checkpoint_path: Path, teacher_path: Path | None) -> dict[str, float]:
     """The recipe's metrics of a dense or block-sparse checkpoint on the recipe's validation data."""
     settings = recipe.recipe
-    run = _set_up(recipe, checkpoint_path, _Nobody(), pruning=False, teacher_path=teacher_path)
-    if settings.objective.task == "embedding-distillation" and run.teacher is None:
-        raise UsageError(
-            f"objective.task: {settings.objective.task} compares with a dense checkpoint; name it with --teacher CHECKPOINT"
-        )
-    size = settings.data.evaluation_batch_size or settings.data.batch_size
-    with reproducible(settings.train, run.accelerator):
+    accelerator = make_accelerator(settings.train)
+    with reproducible(settings.train, accelerator), _memory_errors(settings):
+        run = _set_up(recipe, checkpoint_path, accelerator, None, pruning=False, teacher_path=teacher_path)
+        if settings.objective.task == "embedding-distillation" and run.teacher is None:
+            raise UsageError(
+                f"objective.task: {settings.objective.task} compares with a dense checkpoint; name it with --teacher"
+            )
         check_fits(run.objective, run.loaded.model, run.data)
-        return evaluate(run.loaded.model, run.objective, run.data, size, run.accelerator, teacher=run.teacher)
+        return run.evaluate(run.loaded.model, run.teacher)
 
 
 @dataclass(frozen=True)
@@ -209,43 +216,56 @@ class _Run:
     """All that training and evaluation start from."""
 
     accelerator: Accelerator
+    settings: Recipe
     checkpoint: Checkpoint
     loaded: LoadedModel
-    teacher: nn.Module | None  # where the recipe names one
+    teacher: nn.Module | None  # where the recipe or the command line names one
     data: DataSets
     objective: Objective
+
+    @property
+    def architecture(self) -> str | None:
+        """The class that config.json names."""
+        names = (self.checkpoint.config or {}).get("architectures")
+        return str(names[0]) if names else None
+
+    def evaluate(self, model: nn.Module, teacher: nn.Module | None) -> dict[str, float]:
+        """The metrics of a model on all validation rows."""
+        size = self.settings.data.evaluation_batch_size or self.settings.data.batch_size
+        return evaluate(model, self.objective, self.data, size, self.accelerator, teacher=teacher)
 
 
 def _set_up(
     recipe: LoadedRecipe,
     checkpoint_path: Path,
-    watcher: Watcher,
+    accelerator: Accelerator,
+    watcher: Watcher | None,
     *,
     pruning: bool = True,
     teacher_path: Path | None = None,
 ) -> _Run:
     """Read everything, cheap checks first: a mistake shows before minutes of work."""
     settings = recipe.recipe
-    accelerator = make_accelerator(settings.train)
+    say = watcher.say if watcher else lambda text: None
     checkpoint = open_checkpoint(checkpoint_path)
     loaded = load_model(checkpoint, settings.model)
-    watcher.say(f"{checkpoint_path}: {loaded.description}")
+    say(f"{checkpoint_path}: {loaded.description}")
     for name in loaded.added:
-        watcher.say(f"warning: the checkpoint has no '{name}'; it starts at random and is exported with the others")
+        say(f"warning: the checkpoint has no '{name}'; it starts at random and is exported with the others")
     if pruning:
         with located(recipe):
             decide_layers(loaded.model, settings.prune, loaded.stored_names)
             if settings.train.steps is not None:
                 make_schedule(settings.prune, settings.train.steps)
     data = _load_data(settings, checkpoint)
-    watcher.say(data.description)
+    say(data.description)
     objective = make_objective(settings.objective, loaded.model)
     teacher = None
     named = teacher_path or settings.objective.distill.teacher
     if objective.needs_teacher and named is not None:
         teacher = load_model(open_checkpoint(named), settings.model).model.to(accelerator.device)
     loaded.model.to(accelerator.device)
-    return _Run(accelerator, checkpoint, loaded, teacher, data, objective)
+    return _Run(accelerator, settings, checkpoint, loaded, teacher, data, objective)
 
 
 @contextmanager
@@ -261,12 +281,6 @@ def _load_data(recipe: Recipe, checkpoint: Checkpoint) -> DataSets:
     return load_data(recipe.data, recipe.objective, checkpoint.folder, checkpoint.config, recipe.train.seed)
 
 
-class _Nobody:
-    def say(self, text: str) -> None: ...
-
-    def step(self, record: StepRecord) -> None: ...
-
-
 def describe_metrics(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
@@ -279,13 +293,14 @@ def describe_layers(layers: list[Layer]) -> str:
 
 
 @contextmanager
-def out_of_memory_as_error(advice: str) -> Iterator[None]:
-    """ResourceError in place of torch's several ways to say that memory ran out."""
+def _memory_errors(settings: Recipe) -> Iterator[None]:
+    """ResourceError, with what to change, in place of torch's several ways to say that memory ran out."""
+    advice = f"out of memory: lower data.batch_size (now {settings.data.batch_size}) and raise train.accumulate instead"
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(f"out of memory: {advice}") from error
+        raise ResourceError(advice) from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            raise ResourceError(f"out of memory: {advice}") from error
+        if "can't allocate memory" in str(error):  # of the CPU's allocator
+            raise ResourceError(advice) from error
         raise

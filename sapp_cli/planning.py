@@ -7,7 +7,7 @@ from typing import Any
 
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.source import Checkpoint
-from sapp_cli.core.schedule import Phase, PhaseSchedule
+from sapp_cli.core.schedule import Phase, PhaseSchedule, Span
 from sapp_cli.inputs.models import LoadedModel
 from sapp_cli.layers import Layer
 from sapp_cli.outputs.manifest import phases_json
@@ -23,23 +23,45 @@ class Plan:
 
     layers: list[Layer]
     report: SparsityReport  # with expected figures
-    schedule: PhaseSchedule
+    spans: tuple[Span, ...]  # the timetable as shares of the run
+    schedule: PhaseSchedule | None  # and in steps; None where they follow from epochs over data that is not there
     memory: dict[str, int]  # bytes
 
+    @property
+    def targets(self) -> dict[str, float]:
+        """What the targets of the pruned layers come to, before blocks are counted in whole numbers."""
+        removed = sum((layer.target or 0.0) * layer.parameters for layer in self.report.pruned)
+        model = self.report.model
+        return {
+            "prunable_sparsity": removed / max(1, model.prunable_parameters),
+            "sparsity": removed / max(1, model.parameters),
+        }
+
     def as_json(self) -> dict[str, Any]:
-        schedule = {"steps": self.schedule.steps, "phases": phases_json(self.schedule)}
-        return {**self.report.as_json(), "schedule": schedule, "memory": self.memory}
+        schedule = {
+            "shares": [
+                {"phase": span.phase.value, "round": span.round, "share": float(span.fraction)} for span in self.spans
+            ],
+            "steps": self.schedule.steps if self.schedule else None,
+            "phases": phases_json(self.schedule) if self.schedule else None,
+        }
+        return {**self.report.as_json(), "targets": self.targets, "schedule": schedule, "memory": self.memory}
 
 
 def make_plan(
-    checkpoint: Checkpoint, loaded: LoadedModel, layers: list[Layer], schedule: PhaseSchedule, recipe: Recipe
+    checkpoint: Checkpoint,
+    loaded: LoadedModel,
+    layers: list[Layer],
+    schedule: PhaseSchedule | None,
+    recipe: Recipe,
 ) -> Plan:
     """The plan of a run over these layers, its report filled with expected figures."""
     facts = layer_facts(layers, loaded, checkpoint)
     kept = {layer.stored: layer.kept_count for layer in layers if layer.pruned}
     parameters, size = other_tensors(facts, loaded, checkpoint)
     report = make_report(facts, expected_counts(kept), parameters, parameters, size)
-    return Plan(layers, report, schedule, expected_memory(loaded, layers, schedule, recipe))
+    spans = recipe.prune.settings.spans(recipe.prune.timetable)
+    return Plan(layers, report, spans, schedule, expected_memory(loaded, layers, spans, recipe))
 
 
 def layer_facts(layers: list[Layer], loaded: LoadedModel, checkpoint: Checkpoint) -> list[LayerFacts]:
@@ -76,7 +98,7 @@ def other_tensors(facts: list[LayerFacts], loaded: LoadedModel, checkpoint: Chec
 
 
 def expected_memory(
-    loaded: LoadedModel, layers: list[Layer], schedule: PhaseSchedule, recipe: Recipe
+    loaded: LoadedModel, layers: list[Layer], spans: tuple[Span, ...], recipe: Recipe
 ) -> dict[str, int]:
     """Bytes that a run holds all the time, by purpose; activations, which depend on the batch, come on top."""
     weights = FP32 * sum(parameter.numel() for parameter in loaded.model.parameters())
@@ -86,7 +108,7 @@ def expected_memory(
     has_teacher = objective.distill.weight > 0 or objective.distill.hidden_states > 0
     has_teacher = has_teacher or objective.task == "embedding-distillation"
     # Masks are undone by every dense phase, so what they hid is remembered until then.
-    comes_back = any(phase.phase is Phase.DENSE for phase in schedule.phases[1:])
+    comes_back = any(span.phase is Phase.DENSE for span in spans[1:])
     parts = {
         "weights": weights,
         "gradients": weights,

@@ -84,17 +84,30 @@ def print_plan(console: Console, plan: Plan) -> None:
     """Layers with their reasons, timetable, sizes, memory."""
     console.print(layer_table(plan.report, reasons=True))
     console.print()
-    timetable = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("phase", "round", "first step", "last step"):
-        timetable.add_column(column, justify="left" if column == "phase" else "right")
-    for phase in plan.schedule.phases:
-        timetable.add_row(phase.phase.value, str(phase.round or "–"), f"{phase.start + 1:,}", f"{phase.stop:,}")
-    console.print(timetable)
+    model, targets = plan.report.model, plan.targets
+    console.print(
+        f"target: {percent(targets['prunable_sparsity'])} of all prunable weights, {percent(targets['sparsity'])} of the "
+        f"model; in whole blocks: {percent(model.prunable_sparsity)} and {percent(model.sparsity)}"
+    )
+    console.print()
+    console.print(_timetable(plan))
     console.print()
     parts = ", ".join(f"{name.replace('_', ' ')} {megabytes(size)}" for name, size in plan.memory.items() if size)
     console.print(f"memory without activations: {parts}")
-    model = plan.report.model
     console.print(f"on disk: {megabytes(model.bytes_dense)} dense, {megabytes(model.bytes_sparse)} block-sparse")
+
+
+def _timetable(plan: Plan) -> Table:
+    """The phases, in steps where their number is known, and as shares of the run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("phase")
+    for column in ("round", "share of the run", *(("first step", "last step") if plan.schedule else ())):
+        table.add_column(column, justify="right")
+    phases = plan.schedule.phases if plan.schedule else [None] * len(plan.spans)
+    for span, phase in zip(plan.spans, phases, strict=True):
+        steps = (f"{phase.start + 1:,}", f"{phase.stop:,}") if phase else ()
+        table.add_row(span.phase.value, str(span.round or "–"), percent(float(span.fraction)), *steps)
+    return table
 
 
 def print_result(console: Console, result: PruneResult) -> None:

@@ -6,8 +6,9 @@ are read by sapp's own checked readers, whatever their format; libraries only ge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,18 +66,28 @@ def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
     state = {name: dense_tensor(checkpoint, name) for name in checkpoint.dense_names()}
     for alias, stored in checkpoint.tied.items():
         state.setdefault(alias, state[stored])
+    build: Callable[[Mapping[str, Tensor]], _Built]
     if section.factory is not None:
-        model, missing = _from_factory(checkpoint, section, state)
+        build = partial(_from_factory, checkpoint, section)
     elif checkpoint.config is not None and checkpoint.config.get("model_type"):
-        model, missing = _from_transformers(checkpoint, state)
+        build = partial(_from_transformers, checkpoint)
     else:
         raise UsageError(
             f"{checkpoint.path}: nothing says how to build this model: there is no Hugging Face config.json beside it. "
             "Name a callable that returns it in the recipe: model.factory: file.py:function"
         )
-    names = _map_names(checkpoint, model, state, missing)
+    built = build(state)
+    names = _map_names(checkpoint, built, state, build)
     dtypes = {names[name]: TORCH_DTYPES[checkpoint.dtype(name)] for name in state if name in names}
-    return LoadedModel(model.eval(), names, tuple(sorted(missing)), dtypes)
+    return LoadedModel(built.model.eval(), names, tuple(sorted(built.missing)), dtypes)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A model with a state in it, and its parameters that the state lacked."""
+
+    model: nn.Module
+    missing: set[str]
 
 
 def dense_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -86,9 +97,7 @@ def dense_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     return torch.from_numpy(np.array(checkpoint.dense_array(name)))
 
 
-def _from_factory(
-    checkpoint: Checkpoint, section: ModelSection, state: dict[str, Tensor]
-) -> tuple[nn.Module, set[str]]:
+def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[str, Tensor]) -> _Built:
     assert section.factory is not None, "checked by the caller"
     model = load_factory(section.factory, "model.factory")(**section.kwargs)
     if not isinstance(model, nn.Module):
@@ -108,10 +117,10 @@ def _from_factory(
             f"{checkpoint.path} does not fit the model of {section.factory}:\n" + "\n".join(f"  {p}" for p in shown)
         )
     model.load_state_dict(state, strict=False)
-    return model, set()
+    return _Built(model, set())
 
 
-def _from_transformers(checkpoint: Checkpoint, state: dict[str, Tensor]) -> tuple[nn.Module, set[str]]:
+def _from_transformers(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> _Built:
     config_dict: dict[str, Any] = dict(checkpoint.config or {})
     with offline_transformers() as transformers:
         config = _config(transformers, checkpoint, config_dict)
@@ -140,7 +149,7 @@ def _from_transformers(checkpoint: Checkpoint, state: dict[str, Tensor]) -> tupl
             f"{checkpoint.path}: none of its {len(state)} tensors has a name that {cls.__name__} knows, "
             f"e.g. {_some(set(state))}; is config.json the right one?"
         )
-    return model.float(), missing
+    return _Built(model.float(), missing)
 
 
 def _config(transformers: Any, checkpoint: Checkpoint, config: dict[str, Any]) -> Any:
@@ -172,14 +181,15 @@ def _model_class(transformers: Any, checkpoint: Checkpoint, config: dict[str, An
 
 
 def _map_names(
-    checkpoint: Checkpoint, model: nn.Module, state: Mapping[str, Tensor], missing: set[str]
+    checkpoint: Checkpoint, built: _Built, state: Mapping[str, Tensor], build: Callable[[Mapping[str, Tensor]], _Built]
 ) -> dict[str, str]:
     """Checkpoint name -> model name, each proven by its values: what is trained must find its way back.
 
-    Libraries rename on loading: a prefix comes or goes (bert.…), gamma is called weight. Those are undone. A weight that was
-    made from the checkpoint in any other way could not be written back: CheckpointError.
+    Most names are equal, or differ by a prefix (bert.…) or by gamma for weight. Where a library renames more than that on
+    loading, a second load tells: of tensors that hold nothing but a number of their own. A weight that was put together
+    from several tensors cannot be written back: CheckpointError.
     """
-    known = model.state_dict()
+    model, known = built.model, built.model.state_dict()
     prefix = getattr(model, "base_model_prefix", "")
     names = {}
     for name, tensor in state.items():
@@ -187,22 +197,37 @@ def _map_names(
             if candidate in known and _same_values(known[candidate], tensor):
                 names[name] = candidate
                 break
-    tied = _tied_names(model)
-    covered = set(names.values())
-    lost = [
-        name
-        for name, _ in model.named_parameters()
-        if name not in covered and name not in missing and not (tied.get(name, set()) & covered)
-    ]
+    if _uncovered(built, names):
+        marks = {name: torch.full_like(tensor, 1 + index) for index, (name, tensor) in enumerate(state.items())}
+        marked = build(marks).model.state_dict()
+        origin = {name: tensor.flatten()[0].item() for name, tensor in marked.items() if _is_constant(tensor)}
+        by_mark = {float(1 + index): name for index, name in enumerate(state)}
+        for model_name, mark in origin.items():
+            name = by_mark.get(float(mark), "")
+            if name and name not in names and _same_values(known[model_name], state[name]):
+                names[name] = model_name
+    lost = _uncovered(built, names)
     if lost:
         not_finite = [name for name in state if name not in names and not state[name].isfinite().all()]
         if not_finite:
             raise CheckpointError(f"{checkpoint.path}: '{not_finite[0]}' holds values that are not finite")
         raise CheckpointError(
-            f"{checkpoint.path}: {type(model).__name__} keeps {_some(set(lost))} in another form than the checkpoint, so "
+            f"{checkpoint.path}: {type(model).__name__} keeps {_some(lost)} in another form than the checkpoint, so "
             "a pruned weight could not be written back; load and save the model once with its library"
         )
     return names
+
+
+def _uncovered(built: _Built, names: Mapping[str, str]) -> set[str]:
+    """Parameters that no name of the checkpoint stands for."""
+    covered = set(names.values()) | built.missing
+    tied = _tied_names(built.model)
+    parameters = {name for name, _ in built.model.named_parameters()}
+    return {name for name in parameters if not ({name} | tied.get(name, set())) & covered}
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
 
 
 def _same_values(loaded: Tensor, stored: Tensor) -> bool:

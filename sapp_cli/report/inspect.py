@@ -2,71 +2,138 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from sapp_cli.checkpoint.damage import damaged
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
 from sapp_cli.checkpoint.source import Checkpoint
-from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 from sapp_cli.report.sparsity import LayerFacts
 
 SPARSITY_FILE = "sparsity.json"
+DEFAULT_BLOCK = (16, 16)
+EXPERTS = "3-D expert weights are not supported"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A layer as the sparsity.json of a run has it: what was decided, and what was counted then."""
+
+    name: str
+    layout: LayoutKind | None
+    block: tuple[int, int] | None
+    target: float | None
+    prunable: bool
+    pruned: bool
+    reason: str
+    kept_blocks: int | None
+    sparsity: float
 
 
 def layer_facts(checkpoint: Checkpoint, block: tuple[int, int] | None) -> list[LayerFacts]:
     """What is known of the layers of a checkpoint.
 
     `block`: see every weight in blocks of this size; None takes those of the run, or of the file, and 16×16 for the rest.
+    Raises CheckpointError for a sparsity.json that is none, or that speaks of weights of other shapes.
     """
-    known = _decisions(checkpoint)
-    names = known or [name for name in checkpoint.dense_names() if _is_weight(checkpoint, name)]
-    return [_facts(checkpoint, name, known.get(name, {}), block) for name in names if _stored(checkpoint, name)]
+    known = recorded_layers(checkpoint.folder) or {}
+    stored = {*checkpoint.dense_names(), *checkpoint.tied}
+    names = dict.fromkeys(name for name in known if name in stored)
+    for name in checkpoint.dense_names():
+        if name in checkpoint.block_sparse or (not known and _is_weight(checkpoint, name)):
+            names.setdefault(name)
+    return [_facts(checkpoint, name, known.get(name), block) for name in names]
 
 
-def _stored(checkpoint: Checkpoint, name: str) -> bool:
-    return name in checkpoint.tensors or name in checkpoint.block_sparse or name in checkpoint.tied
+def recorded_layers(folder: Path | None) -> dict[str, Recorded] | None:
+    """{name: its entry in the folder's sparsity.json}; None where there is no such file."""
+    if folder is None or not (folder / SPARSITY_FILE).is_file():
+        return None
+    path = folder / SPARSITY_FILE
+    layers = read_object(path, "the sparsity report", CONFIG_LIMIT).get("layers")
+    if not isinstance(layers, list):
+        raise damaged(path, "is not a sparsity report of sapp: it has no list of layers")
+    found = [_recorded(path, entry) for entry in layers]
+    return {layer.name: layer for layer in found}
+
+
+def _recorded(path: Path, entry: Any) -> Recorded:
+    """The entry, every value of the type that the report gives it."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise damaged(path, "is not a sparsity report of sapp: a layer has no name")
+    name, block, layout = entry["name"], entry.get("block"), entry.get("layout")
+    problems = {
+        "layout": layout is None or layout in get_args(LayoutKind),
+        "block": block is None or (_is_list_of_counts(block) and len(block) == 2 and min(block) >= 1),
+        "target": entry.get("target") is None or _is_share(entry["target"]),
+        "kept_blocks": entry.get("kept_blocks") is None or _is_list_of_counts([entry["kept_blocks"]]),
+        "sparsity": _is_share(entry.get("sparsity")),
+        "prunable": isinstance(entry.get("prunable", True), bool),
+        "pruned": isinstance(entry.get("pruned"), bool),
+        "reason": isinstance(entry.get("reason"), str),
+    }
+    for key, fine in problems.items():
+        if not fine:
+            raise damaged(path, f"'{key}' is missing, or not what a sparsity report has there", name)
+    return Recorded(
+        name=name,
+        layout=layout,
+        block=(block[0], block[1]) if block is not None else None,
+        target=entry.get("target"),
+        prunable=entry.get("prunable", True),
+        pruned=entry["pruned"],
+        reason=entry["reason"],
+        kept_blocks=entry.get("kept_blocks"),
+        sparsity=entry["sparsity"],
+    )
+
+
+def _is_list_of_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def _is_weight(checkpoint: Checkpoint, name: str) -> bool:
     """Any floating `*weight` of two or more dimensions: without the model, nothing more can be known."""
-    return name.endswith("weight") and len(checkpoint.shape(name)) >= 2 and DTYPES[checkpoint.dtype(name)].floating
+    if not DTYPES[checkpoint.dtype(name)].floating:
+        return False
+    return _is_expert(checkpoint, name) or (name.endswith("weight") and len(checkpoint.shape(name)) >= 2)
 
 
-def _decisions(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    """{name: its entry in sparsity.json}; empty for a checkpoint that is not one of ours."""
-    if checkpoint.folder is None or not (checkpoint.folder / SPARSITY_FILE).is_file():
-        return {}
-    path: Path = checkpoint.folder / SPARSITY_FILE
-    document = read_object(path, "the sparsity report", CONFIG_LIMIT)
-    try:
-        return {str(layer["name"]): dict(layer) for layer in document["layers"]}
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: is not a sparsity report of sapp ({error!r}); delete it, or run prune again"
-        ) from error
+def _is_expert(checkpoint: Checkpoint, name: str) -> bool:
+    """Experts that lie in one tensor, (experts, …, …), as Hugging Face stores them."""
+    return ".experts." in name and len(checkpoint.shape(name)) == 3
 
 
-def _facts(checkpoint: Checkpoint, name: str, decision: dict[str, Any], block: tuple[int, int] | None) -> LayerFacts:
+def _facts(checkpoint: Checkpoint, name: str, known: Recorded | None, block: tuple[int, int] | None) -> LayerFacts:
     shape = checkpoint.shape(name)
     entry = checkpoint.block_sparse.get(checkpoint.tied.get(name, name))
+    unsupported = known is None and entry is None and _is_expert(checkpoint, name)
     kind: LayoutKind | None = "linear" if len(shape) == 2 else "conv"
-    if decision:
-        kind = decision.get("layout")
+    if known is not None or unsupported:
+        kind = known.layout if known else None
     if entry is not None:
         kind = entry.layout.kind
+    if kind is not None and len(shape) != 2 and (kind != "conv" or len(shape) < 2):
+        assert checkpoint.folder is not None  # only a sparsity.json can be this wrong, and it lies in a folder
+        raise damaged(checkpoint.folder / SPARSITY_FILE, f"layout {kind} does not fit its shape {list(shape)}", name)
     layout = MatrixLayout(kind, shape) if kind and 0 not in shape else None
-    own = tuple(decision["block"]) if decision.get("block") else (entry.grid.block if entry else None)
-    wanted = block or own or (16, 16)
+    own = (known.block if known else None) or (entry.grid.block if entry else None)
+    as_decided = block in (None, own)
     return LayerFacts(
         name=name,
         shape=shape,
         itemsize=DTYPES[checkpoint.dtype(name)].itemsize,
-        prunable=bool(decision.get("prunable", True)),
-        pruned=bool(decision["pruned"]) if "pruned" in decision and block in (None, own) else None,
-        reason=str(decision.get("reason", "")),
+        prunable=known.prunable if known else not unsupported,
+        pruned=known.pruned if known and as_decided else False if unsupported else None,
+        reason=EXPERTS if unsupported else known.reason if known else "",
         layout=layout,
-        grid=BlockGrid(layout.matrix, wanted) if layout else None,
-        target=decision.get("target") if block in (None, own) else None,
+        grid=BlockGrid(layout.matrix, block or own or DEFAULT_BLOCK) if layout else None,
+        target=known.target if known and as_decided else None,
     )

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from sapp_cli.grid import BlockGrid, MatrixLayout
 
 VERSION = 1
+Order = Literal["name", "sparsity", "size", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class LayerSparsity:
     def nonzero(self) -> int:
         return round((1 - self.sparsity) * self.parameters)
 
+    @property
+    def shown_sparsity(self) -> float:
+        """Of the blocks where pruned, which is what a target counts; of the entries otherwise."""
+        return self.block_sparsity if self.pruned and self.block_sparsity is not None else self.sparsity
+
 
 @dataclass(frozen=True)
 class ModelSparsity:
@@ -98,7 +104,17 @@ class SparsityReport:
     def pruned_block_sparsity(self) -> float:
         """Share of the pruned layers' blocks that is removed; 0 where no layer is pruned."""
         blocks = sum(layer.blocks or 0 for layer in self.pruned)
-        return 1 - sum(layer.kept_blocks or 0 for layer in self.pruned) / blocks if blocks else 0.0
+        return _removed(sum(layer.kept_blocks or 0 for layer in self.pruned), blocks)
+
+    def ordered(self, order: Order | None) -> SparsityReport:
+        """The same report, its layers by name, or the sparsest, largest or most finely divided first; None as they are."""
+        keys: dict[Order, Callable[[LayerSparsity], Any]] = {
+            "name": lambda layer: layer.name,
+            "sparsity": lambda layer: -layer.shown_sparsity,
+            "size": lambda layer: -layer.bytes_dense,
+            "blocks": lambda layer: -(layer.blocks or 0),
+        }
+        return self if order is None else replace(self, layers=tuple(sorted(self.layers, key=keys[order])))
 
     def as_json(self) -> dict[str, Any]:
         """The document of sparsity.json."""
@@ -173,4 +189,5 @@ def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
 
 
 def _removed(kept: int, total: int) -> float:
-    return 1 - kept / total if total else 0.0
+    """One division, so that 2 of 10 are 0.2 and not a hair less: `check` compares these figures with what was asked."""
+    return (total - kept) / total if total else 0.0

@@ -52,9 +52,13 @@ def test_it_appears_when_the_block_ends(tmp_path: Path, source: Path) -> None:
 
 
 def test_it_vanishes_when_the_block_raises(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", source) as staged:
-        write(staged, "a")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with output_folder(tmp_path / "out", source) as staged:
+            write(staged, "a")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source"]
 
 
@@ -83,9 +87,14 @@ def test_overwriting_an_output(tmp_path: Path, source: Path) -> None:
 def test_a_failed_overwrite_leaves_the_old_output(tmp_path: Path, source: Path) -> None:
     out = an_output(tmp_path / "out")
     before = content(out)
-    with pytest.raises(RuntimeError), output_folder(out, source, overwrite=True) as staged:
-        write(staged, "a")
-        raise RuntimeError
+
+    def fails() -> None:
+        with output_folder(out, source, overwrite=True) as staged:
+            write(staged, "a")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
     assert content(out) == before
     with pytest.raises(ResourceError), output_folder(out, source, overwrite=True) as staged:
         staged.rmdir()  # now the last step, the renaming, has nothing to put in place

@@ -16,6 +16,9 @@ from sapp_cli.checkpoint.safetensors import SafetensorsFile
 from sapp_cli.errors import CheckpointError
 from tests.checkpoint.files import entry, frame, save_floats
 
+AGAIN = "; download or copy the file again"
+NOT_ONE = "is not a safetensors file: "
+EMPTY = b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 ONE = entry("U8", [1], 0, 1)
 TWO = entry("U8", [1], 1, 2)
 
@@ -106,24 +109,24 @@ def test_a_file_that_shrinks_after_its_header_was_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not a safetensors file: it has 0 bytes; download or copy the file again"),
-        (b"1234567", "is not a safetensors file: it has 7 bytes; download or copy the file again"),
+        (b"", NOT_ONE + "it has 0 bytes" + AGAIN),
+        (b"1234567", NOT_ONE + "it has 7 bytes" + AGAIN),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
             "is a pointer of Git LFS, not the weights: run `git lfs pull` in its folder",
         ),
-        (frame(b"{}", length=2**63), "is not a safetensors file: a header of 9,223,372,036,854,775,808 bytes, more than the format allows"),
-        (frame(b"{}", length=100), "truncated: the header has 100 bytes, the file 10; download or copy the file again"),
-        (frame(b""), "is not a safetensors file: its header does not begin with '{'"),
-        (frame(b"[]"), "is not a safetensors file: its header does not begin with '{'"),
-        (frame(b"{"), "the header is not JSON: Expecting property name enclosed in double quotes (character 1); download or copy the file again"),
-        (frame(b'{"\xff":0}'), "the header is not UTF-8 (byte 2); download or copy the file again"),
+        (frame(b"{}", length=2**63), NOT_ONE + "a header of 9,223,372,036,854,775,808 bytes, more than the format allows"),
+        (frame(b"{}", length=100), "truncated: the header has 100 bytes, the file 10" + AGAIN),
+        (frame(b""), NOT_ONE + "its header does not begin with '{'"),
+        (frame(b"[]"), NOT_ONE + "its header does not begin with '{'"),
+        (frame(b"{"), "the header is not JSON: Expecting property name enclosed in double quotes (character 1)" + AGAIN),
+        (frame(b'{"\xff":0}'), "the header is not UTF-8 (byte 2)" + AGAIN),
         (frame(b'{"a":' + b"[" * 100_000), "the header is nested too deeply to be read"),
         (frame(b'{"a":' + b"[" * 80 + b"]" * 80 + b"}"), "the header is nested more than 64 deep"),
         (frame(b'{"a":' + b"9" * 5000 + b"}"), "the header has a number of too many digits"),
-        (frame(b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'), "the header has half a character (a lone surrogate) in a text"),
-        (frame(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'), "the header has 'a' twice"),
-        (frame({}, b"x"), "1 bytes at the end of the file belong to no tensor; download or copy the file again"),
+        (frame(b'{"\\ud800":' + EMPTY + b"}"), "the header has half a character (a lone surrogate) in a text"),
+        (frame(b'{"a":' + EMPTY + b',"a":' + EMPTY + b"}"), "the header has 'a' twice"),
+        (frame({}, b"x"), "1 bytes at the end of the file belong to no tensor" + AGAIN),
         (frame({"__metadata__": {"a": 1}}), "__metadata__ in the header is not an object of texts"),
         (frame({"__metadata__": []}), "__metadata__ in the header is not an object of texts"),
     ],
@@ -158,8 +161,9 @@ def test_damaged_as_a_whole(tmp_path: Path, content: bytes, message: str) -> Non
         # 2**32 · 2**32 is 0 in 64 bits, and NumPy refuses an empty array of such a shape
         (entry("U8", [2**32, 2**32], 0, 0), "its shape (4294967296, 4294967296) is larger than any file"),
         (entry("U8", [0, 2**62, 2**62], 0, 0), f"its shape (0, {2**62}, {2**62}) is larger than any file"),
-        (entry("U8", [2], 0, 2), "truncated: it ends 1 bytes behind the end of the file; download or copy the file again"),
-        (entry("U8", [1], 2**62, 2**62 + 1), f"truncated: it ends {2**62:,} bytes behind the end of the file; download or copy the file again"),
+        (entry("U8", [2], 0, 2), "truncated: it ends 1 bytes behind the end of the file" + AGAIN),
+        (entry("U8", [1], 2**62, 2**62 + 1),
+         f"truncated: it ends {2**62:,} bytes behind the end of the file" + AGAIN),
     ],
 )  # fmt: skip
 def test_a_damaged_entry(tmp_path: Path, about: Any, message: str) -> None:

@@ -17,6 +17,18 @@ from sapp_cli.grid import BlockGrid, MatrixLayout
 from tests.checkpoint.files import entry, frame, save, save_block_sparse, save_floats
 
 
+AGAIN = "; download or copy the file again"
+MERGE = "; merge it into its base model and give the merged checkpoint"
+PYTORCH = "; give the PyTorch checkpoint (safetensors)"
+UNQUANTIZED = "; start from the unquantized one"
+GIVE_ONE = "; give one of these files"
+NONE = "no weights in this folder: no .safetensors, .bin, .pt or .pth file"
+
+
+def quantized(method: dict[str, Any]) -> str:
+    return json.dumps({"quantization_config": method})
+
+
 def refusal(path: Path | str, place: Path | str | None = None) -> str:
     """What opening `path` is refused with, behind the `place` it names first."""
     with pytest.raises(CheckpointError) as caught:
@@ -142,16 +154,21 @@ def test_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "no weights in this folder: no .safetensors, .bin, .pt or .pth file"),
-        ({"training_args.bin": "", "optimizer.pt": ""}, "no weights in this folder: no .safetensors, .bin, .pt or .pth file"),
-        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "an adapter (adapter_config.json); merge it into its base model and give the merged checkpoint"),
-        ({"model-q4.gguf": ""}, "GGUF weights are not supported; give the PyTorch checkpoint (safetensors)"),
-        ({"tf_model.h5": ""}, "TensorFlow weights are not supported; give the PyTorch checkpoint (safetensors)"),
-        ({"config.json": '{"quantization_config": {"quant_method": "gptq"}}', "model.safetensors": ""}, "a quantized checkpoint ('gptq' in config.json); start from the unquantized one"),
-        ({"config.json": '{"quantization_config": {"bits": 4}}', "model.safetensors": ""}, "a quantized checkpoint (quantization_config in config.json); start from the unquantized one"),
-        ({"model-00001-of-00003.safetensors": "", "model-00003-of-00003.safetensors": ""}, "shard 'model-00002-of-00003.safetensors' is missing; download or copy the file again"),
-        ({"a.safetensors.index.json": "", "b.safetensors.index.json": ""}, "several checkpoints in one folder (a.safetensors.index.json, b.safetensors.index.json); give one of these files"),
-        ({"a.pt": "", "b.pth": ""}, "several state dicts in one folder (a.pt, b.pth); give one of these files"),
+        ({}, NONE),
+        ({"training_args.bin": "", "optimizer.pt": ""}, NONE),
+        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""},
+         "an adapter (adapter_config.json)" + MERGE),
+        ({"model-q4.gguf": ""}, "GGUF weights are not supported" + PYTORCH),
+        ({"tf_model.h5": ""}, "TensorFlow weights are not supported" + PYTORCH),
+        ({"config.json": quantized({"quant_method": "gptq"}), "model.safetensors": ""},
+         "a quantized checkpoint ('gptq' in config.json)" + UNQUANTIZED),
+        ({"config.json": quantized({"bits": 4}), "model.safetensors": ""},
+         "a quantized checkpoint (quantization_config in config.json)" + UNQUANTIZED),
+        ({"model-00001-of-00003.safetensors": "", "model-00003-of-00003.safetensors": ""},
+         "shard 'model-00002-of-00003.safetensors' is missing" + AGAIN),
+        ({"a.safetensors.index.json": "", "b.safetensors.index.json": ""},
+         "several checkpoints in one folder (a.safetensors.index.json, b.safetensors.index.json)" + GIVE_ONE),
+        ({"a.pt": "", "b.pth": ""}, "several state dicts in one folder (a.pt, b.pth)" + GIVE_ONE),
     ],
 )  # fmt: skip
 def test_folders_that_are_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -162,8 +179,8 @@ def test_folders_that_are_refused(tmp_path: Path, files: dict[str, str], message
 
 def test_files_that_are_refused(tmp_path: Path) -> None:
     for name, message in {
-        "model.gguf": "GGUF weights are not supported; give the PyTorch checkpoint (safetensors)",
-        "adapter_model.safetensors": "an adapter; merge it into its base model and give the merged checkpoint",
+        "model.gguf": "GGUF weights are not supported" + PYTORCH,
+        "adapter_model.safetensors": "an adapter" + MERGE,
         "model.txt": "unknown kind of file; give a folder, .safetensors, .safetensors.index.json, .bin, .pt or .pth",
     }.items():
         (tmp_path / name).write_bytes(b"")
@@ -172,8 +189,14 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("a.qweight", "I32"), ("a.weight_packed", "I32"), ("a.SCB", "F32"), ("a.weight_scale", "F32"), ("a.weight_scale_inv", "F32")],
-)  # fmt: skip
+    [
+        ("a.qweight", "I32"),
+        ("a.weight_packed", "I32"),
+        ("a.SCB", "F32"),
+        ("a.weight_scale", "F32"),
+        ("a.weight_scale_inv", "F32"),
+    ],
+)
 def test_quantized_weights_are_known_by_their_names(tmp_path: Path, name: str, dtype: str) -> None:
     size = 4
     tensors = {"a.weight": entry("F8_E4M3", [1], size, size + 1), name: entry(dtype, [1], 0, size)}
@@ -209,7 +232,7 @@ def test_an_index_of_tensors_cannot_name_a_pickle(sharded: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "the index is not JSON: Expecting value (character 0); download or copy the file again"),
+        ("", "the index is not JSON: Expecting value (character 0)" + AGAIN),
         ("{}", "is not an index: weight_map does not map tensors to files"),
         ('{"weight_map": {}}', "is not an index: weight_map does not map tensors to files"),
         ('{"weight_map": ["a"]}', "is not an index: weight_map does not map tensors to files"),
@@ -217,7 +240,7 @@ def test_an_index_of_tensors_cannot_name_a_pickle(sharded: Path) -> None:
         ("[" * 10**6, "the index is nested too deeply to be read"),
         (
             '{"weight_map": {"a": "gone.safetensors"}}',
-            "shard 'gone.safetensors' is missing; download or copy the file again",
+            "shard 'gone.safetensors' is missing" + AGAIN,
         ),
     ],
 )
@@ -233,15 +256,15 @@ def test_a_shard_that_is_missing_or_listed_twice(sharded: Path) -> None:
     (sharded / "link.safetensors").symlink_to(first)
     assert refusal(sharded, index) == f"shards 'link.safetensors' and '{first}' are one and the same file"
     (sharded / "link.safetensors").unlink()
-    assert refusal(sharded, index) == "shard 'link.safetensors' is missing; download or copy the file again"
+    assert refusal(sharded, index) == "shard 'link.safetensors' is missing" + AGAIN
     (sharded / second).unlink()
     index.unlink()
-    assert refusal(sharded) == f"shard '{second}' is missing; download or copy the file again"
+    assert refusal(sharded) == f"shard '{second}' is missing" + AGAIN
 
 
 def test_an_index_and_shards_that_disagree(sharded: Path) -> None:
     first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-    again = "; download or copy the file again"
+    again = "" + AGAIN
     index = write_index(sharded, {"a": first, "b": first, "c": second, "d": second})
     assert refusal(sharded, index) == f"'d': is not in '{second}', where the index places it{again}"
     write_index(sharded, {"a": first, "c": second})

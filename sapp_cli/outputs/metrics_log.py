@@ -1,0 +1,40 @@
+"""metrics.jsonl: one JSON object a line, for a logged step or an evaluation; whoever plots a run reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sapp_cli.training.loop import StepRecord
+
+
+class MetricsLog:
+    """The open file; a context manager. Steps count from 1, step 0 is the dense checkpoint."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self._file = path.open("w", encoding="utf-8")
+        self._every = every
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def step(self, record: StepRecord) -> None:
+        """Every `every`-th step, the first of each phase, the last, and those followed by an evaluation."""
+        number = record.moment.step + 1
+        if number % self._every == 0 or number == record.steps or record.moment.begins or record.metrics:
+            self._write(record.as_json())
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """An evaluation on all validation rows: of the dense checkpoint, or of the files written in the end."""
+        self._write({"step": step, "metrics": dict(metrics)})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")

@@ -1,0 +1,115 @@
+"""The JSON Schema of sparsity.json, of `report --json` and of `plan --json`; published as docs/sparsity.schema.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sapp_cli.report.sparsity import VERSION
+
+COUNT = {"type": "integer", "minimum": 0}
+SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+TEXT = {"type": "string"}
+YES_OR_NO = {"type": "boolean"}
+NAMES = {"type": "array", "items": TEXT}
+
+
+def sparsity_schema() -> dict[str, Any]:
+    """The schema, version 1. A later sapp may add keys at the top; layers and totals change with the version only."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Sparsity of a checkpoint, version 1",
+        "description": "sparsity.json, `sapp report --json` and `sapp plan --json` (expected figures, with schedule and memory)",
+        "type": "object",
+        "properties": {
+            "version": {"const": VERSION},
+            "model": _strict(_model()),
+            "layers": {"type": "array", "items": _strict(_layer())},
+            "schedule": _strict(_schedule(), "`plan` only: the timetable"),
+            "memory": {
+                "description": "`plan` only: bytes that a run holds all the time, by purpose",
+                "type": "object",
+                "additionalProperties": COUNT,
+            },
+            "against": _strict(_against(), "`report --against` only: the other checkpoint, layer by layer"),
+        },
+        "required": ["version", "model", "layers"],
+    }
+
+
+def _model() -> dict[str, Any]:
+    return {
+        "parameters": _about(COUNT, "entries of all floating tensors, ties once"),
+        "nonzero": _about(COUNT, "of these, the ones that are not zero"),
+        "sparsity": _about(SHARE, "share of the parameters that is zero"),
+        "prunable_parameters": _about(COUNT, "entries of all Linear and convolution weights, those left dense included"),
+        "prunable_sparsity": _about(SHARE, "share of the prunable parameters that is zero"),
+        "bytes_dense": _about(COUNT, "of all tensors"),
+        "bytes_sparse": _about(COUNT, "of all tensors, the pruned layers stored block-sparse"),
+    }
+
+
+def _layer() -> dict[str, Any]:
+    return {
+        "name": _about(TEXT, "as the checkpoint stores it"),
+        "shape": {"type": "array", "items": COUNT},
+        "layout": _about({"enum": ["linear", "conv", "transposed", None]}, "how the weight is seen as a matrix"),
+        "block": _about(_optional({"type": "array", "items": COUNT, "minItems": 2, "maxItems": 2}), "rows, columns"),
+        "blocks": _about(_optional(COUNT), "of the whole grid"),
+        "kept_blocks": _about(_optional(COUNT), "blocks with anything nonzero in them"),
+        "block_sparsity": _about(_optional(SHARE), "share of the blocks that is removed"),
+        "sparsity": _about(SHARE, "share of the entries that is zero"),
+        "target": _about(_optional(SHARE), "of block_sparsity, as the recipe asked"),
+        "bytes_dense": COUNT,
+        "bytes_sparse": _about(COUNT, "stored block-sparse where pruned"),
+        "prunable": _about(YES_OR_NO, "counts towards prunable_parameters"),
+        "pruned": YES_OR_NO,
+        "reason": _about(TEXT, "why it is pruned, or kept dense"),
+    }
+
+
+def _schedule() -> dict[str, Any]:
+    phase = {
+        "phase": {"enum": ["dense", "sparsification", "sparse"]},
+        "round": COUNT,
+        "first_step": _about(COUNT, "counted from 1"),
+        "last_step": COUNT,
+    }
+    return {"steps": COUNT, "phases": {"type": "array", "items": _strict(phase)}}
+
+
+def _against() -> dict[str, Any]:
+    layer = {
+        "name": TEXT,
+        "block": _layer()["block"],
+        "kept_in_both": _optional(COUNT),
+        "only_here": _optional(COUNT),
+        "only_there": _optional(COUNT),
+        "change": _about(_optional({"type": "number", "minimum": 0}), "‖here − there‖ / ‖there‖"),
+        "problem": _about(_optional(TEXT), "why the layer cannot be compared"),
+    }
+    return {
+        "path": TEXT,
+        "layers": {"type": "array", "items": _strict(layer)},
+        "only_here": _about(NAMES, "layers that the other checkpoint lacks"),
+        "only_there": _about(NAMES, "layers that only the other checkpoint has"),
+    }
+
+
+def _strict(properties: dict[str, Any], description: str | None = None) -> dict[str, Any]:
+    """An object with these properties, all of them and no others."""
+    about = {} if description is None else {"description": description}
+    return {
+        **about,
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _about(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"description": description, **schema}

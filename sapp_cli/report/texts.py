@@ -1,0 +1,116 @@
+"""The report as CSV and as Markdown: for spreadsheets and for pull requests."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+
+from sapp_cli.report.comparison import Comparison, LayerComparison
+from sapp_cli.report.run import RunRecord
+from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
+from sapp_cli.report.wording import by, metric_text, percent, printable, size_text, times_smaller
+
+FOLDED_FROM = 20  # rows: a longer table of layers is folded in Markdown
+
+
+def as_csv(report: SparsityReport) -> str:
+    """One line a layer under the keys of sparsity.json; shapes as 512x64, nothing for what is unknown."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    keys = [field.name for field in fields(LayerSparsity)]
+    writer.writerow(keys)
+    writer.writerows([_cell(getattr(layer, key)) for key in keys] for layer in report.layers)
+    return text.getvalue()
+
+
+def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, comparison: Comparison | None) -> str:
+    """The totals and the layers of the checkpoint `name`, for a comment under a pull request."""
+    model = report.model
+    smaller = times_smaller(model.bytes_dense, model.bytes_sparse)
+    totals = [
+        (f"blocks removed in {len(report.pruned)} pruned layers", percent(report.pruned_block_sparsity)),
+        ("zeros in all prunable weights", percent(model.prunable_sparsity)),
+        ("zeros in the whole model", percent(model.sparsity)),
+        ("weights, dense", size_text(model.bytes_dense)),
+        ("weights, block-sparse", size_text(model.bytes_sparse) + (f" ({smaller})" if smaller else "")),
+    ]
+    for metric, value in (run.metrics if run else {}).items():
+        better = "higher" if value.higher_is_better else "lower"
+        change = f"{metric_text(value.dense)} → {metric_text(value.pruned)}"
+        totals.append((f"{_text(metric)} ({better} is better)", change))
+    parts = [f"**Sparsity of {_code(name)}**", _table([("", ""), *totals], "lr")]
+    layers = _table(
+        [("layer", "shape", "block", "kept / blocks", "sparsity", "target", "dense", "block-sparse")]
+        + [_row(layer) for layer in report.layers],
+        "lrrrrrrr",
+    )
+    parts.append(_folded(f"{len(report.layers)} layers", layers) if len(report.layers) > FOLDED_FROM else layers)
+    if comparison is not None:
+        parts.append(_comparison(comparison))
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(layer: LayerSparsity) -> tuple[str, ...]:
+    return (
+        _code(layer.name),
+        by(layer.shape),
+        by(layer.block),
+        f"{layer.kept_blocks:,} / {layer.blocks:,}" if layer.blocks is not None else "–",
+        percent(layer.shown_sparsity),
+        percent(layer.target) if layer.target is not None else "–",
+        size_text(layer.bytes_dense),
+        size_text(layer.bytes_sparse) if layer.pruned else "–",
+    )
+
+
+def _comparison(comparison: Comparison) -> str:
+    rows = [("layer", "kept in both", "only here", "only there", "change of the weights")]
+    rows += [(_code(layer.name), *comparison_cells(layer)) for layer in comparison.layers]
+    parts = [f"**Against {_code(comparison.path)}**", _table(rows, "lrrrr")]
+    for where, names in (("here", comparison.only_here), ("there", comparison.only_there)):
+        if names:
+            parts.append(f"Layers only {where}: {', '.join(map(_code, names))}")
+    return "\n\n".join(parts)
+
+
+def comparison_cells(layer: LayerComparison) -> tuple[str, str, str, str]:
+    """Kept in both, only here, only there, relative change; or the reason why not."""
+    if layer.problem is not None:
+        return "–", "–", "–", printable(layer.problem)
+    counts = [f"{count:,}" for count in (layer.kept_in_both or 0, layer.only_here or 0, layer.only_there or 0)]
+    return counts[0], counts[1], counts[2], f"{layer.change:.4g}" if layer.change is not None else "not finite"
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "x".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _table(rows: Iterable[Sequence[str]], alignment: str) -> str:
+    header, *body = rows
+    rule = ["---:" if side == "r" else "---" for side in alignment]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *body))
+
+
+def _folded(summary: str, table: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>"
+
+
+def _text(name: str) -> str:
+    """A name as plain text of a table cell, nothing in it read as Markdown or HTML."""
+    return "".join(c if c.isalnum() or c in " .-/:," else f"&#{ord(c)};" for c in printable(name))
+
+
+def _code(name: str) -> str:
+    """A name in code type. Names with a backtick or a bar in them cannot be a code span of a table cell."""
+    shown = printable(name)
+    if "`" in shown or "|" in shown or not shown.strip():
+        return f"<code>{_text(shown)}</code>"
+    return f"`{shown}`"
+
+

@@ -1,0 +1,55 @@
+"""How the report writes figures and names, wherever it is read: terminal, Markdown, HTML, messages of gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def size_text(size: int) -> str:
+    """Bytes with three digits: 512 -> "512 B", 106,600 -> "107 kB", 1,204,264 -> "1.20 MB"."""
+    value, unit = float(size), 0
+    while value >= 999.5 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    if unit == 0:
+        return f"{size} B"
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{decimals}f} {UNITS[unit]}"
+
+
+def percent(share: float) -> str:
+    """0.875 -> "87.5 %"; never "100.0 %" or "0.0 %" of what is not quite that."""
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= share < 1:
+        return "> 99.9 %"
+    return f"{100 * share:.1f} %"
+
+
+def times_smaller(before: int, after: int) -> str:
+    """(1200, 150) -> "8.0× smaller"; "" where it is not."""
+    return f"{before / after:.1f}× smaller" if 0 < after < before else ""
+
+
+def by(sides: Sequence[int] | None) -> str:
+    """(512, 64) -> "512×64"."""
+    return "×".join(map(str, sides)) if sides else "–"
+
+
+def cut_in_the_middle(text: str, width: int) -> str:
+    """The beginning and the end of a long name: "encoder.la…output.dense.weight"."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 3
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def printable(name: str) -> str:
+    """A name out of a file as a terminal can be shown it: control characters escaped."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def metric_text(value: float) -> str:
+    """0.97222 -> "0.9722"; very small and very large ones with an exponent."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3e}"
