@@ -48,12 +48,16 @@ class Columns:
         return (place % self.positions * self.channels + place // self.positions) // self.block
 
     def add(self, rows: Bits) -> Float64:
-        """Stored rows (k, width) added over the columns of each block, (k, C), in float64."""
+        """Stored rows (k, width) added over the columns of each block, (k, C), in float64.
+
+        Rows of half the width hold the sums of neighbours that lie in one block.
+        """
         rows = self._in_matrix_order(rows).astype(np.float64)
-        if self.width % self.block:
-            added: Float64 = np.add.reduceat(rows, np.arange(0, self.width, self.block), axis=1)
+        block = self.block if rows.shape[1] == self.width else self.block // 2
+        if rows.shape[1] % block:
+            added: Float64 = np.add.reduceat(rows, np.arange(0, rows.shape[1], block), axis=1)
         else:
-            added = rows.reshape(-1, self.count, self.block) @ np.ones(self.block)
+            added = rows.reshape(-1, self.count, block) @ np.ones(block)
         return added
 
     def any(self, rows: Mask) -> Mask:
@@ -107,7 +111,10 @@ class BlockAdder:
         return BlockSums(squares, kept, nonzero, finite)
 
     def _add_rows(self, bits: Bits) -> Bits:
-        """The squares of a slab (k, n, width), added over the rows, (k, width); float32 unless the dtype is wide."""
+        """The squares of a slab (k, n, width), added over the rows, as `Columns.add` takes them.
+
+        In float32 unless the dtype is wide.
+        """
         if self.kind.name == "BF16" and bits.shape[2] % 2 == 0:
             # Two neighbours in one 32-bit word: the second is its upper half, which is a float32 as it stands.
             words = bits.view(np.uint32)  # (k, n, width / 2)
@@ -117,6 +124,9 @@ class BlockAdder:
             first = np.einsum("kni,kni->ki", values, values)
             np.bitwise_and(words, np.uint32(0xFFFF0000), out=scratch)
             second = np.einsum("kni,kni->ki", values, values)
+            if self.columns.block % 2 == 0 and self.columns.positions == 1:
+                neighbours: Bits = first + second
+                return neighbours
             rows: Bits = np.stack((first, second), axis=2).reshape(len(bits), -1)
             return rows
         floats: Bits = to_float64(bits, self.kind) if self.kind.wide else self.kind.to_float32(bits)

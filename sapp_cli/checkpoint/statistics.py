@@ -28,6 +28,7 @@ from sapp_cli.grid import BlockGrid, MatrixLayout
 SLAB_BYTES = 1 << 20  # small enough for the processor's cache, large enough for Python's overhead
 WIDEST_ROW = 2 << 20
 THREADED_FROM = 8 << 20
+MOST_THREADS = 4  # one reads while another adds; each has its slab in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +84,9 @@ def _of_tensor(file: TensorFile, info: TensorInfo, layout: MatrixLayout, grid: B
         nonzero, finite = _add_wide_rows(file, info, columns, grid, norms, kept)
         return BlockStatistics(norms, kept, nonzero, finite)
     bands = _bands(grid, columns.width * info.kind.itemsize)
-    threads = min(2, os.cpu_count() or 1) if info.nbytes >= THREADED_FROM else 1  # one reads while the other adds
+    threads = min(MOST_THREADS, os.cpu_count() or 1) if info.nbytes >= THREADED_FROM else 1
+    shares = [bands[first::threads] for first in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        shares = [bands[first::threads] for first in range(threads)]
         parts = list(pool.map(lambda share: _add_bands(file, info, columns, grid, share, norms, kept), shares))
     return BlockStatistics(norms, kept, sum(count for count, _ in parts), all(finite for _, finite in parts))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from sapp_cli._version import __version__
@@ -44,27 +44,55 @@ def root(
     """Prune trained PyTorch checkpoints in blocks, with SequentialAttention++ and its competitors."""
 
 
+class _Terminated(BaseException):
+    """SIGTERM; an exception, so that whatever was begun is cleaned up."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
 def main() -> NoReturn:
     """Run the command line and exit with the code of docs/cli.md."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(prog_name="sapp", standalone_mode=False)
+        if code == 128 + signal.SIGINT:  # typer turns KeyboardInterrupt into this code, and says nothing
+            code = _interrupted(signal.SIGINT)
     except SappError as error:
         code = _failed(error, error.exit_code)
-    except click.exceptions.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        code = 130
-        print("sapp: interrupted; nothing was written", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _interrupted(signal.SIGINT)
+    except _Terminated:
+        code = _interrupted(signal.SIGTERM)
     except BrokenPipeError:
         # Whoever read stdout is gone; Python would complain once more when it closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    except Exception:
-        traceback.print_exc()
-        print("sapp: this is a bug of sapp; please report it with the lines above", file=sys.stderr)
-        code = 1
+        code = 128 + signal.SIGPIPE
+    except Exception as error:
+        code = _shown_by_typer(error)
+        if code is None:
+            traceback.print_exc()
+            print("sapp: this is a bug of sapp; please report it with the lines above", file=sys.stderr)
+            code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _shown_by_typer(error: Exception) -> int | None:
+    """The exit code of a mistake on the command line, which it shows; None for anything else.
+
+    Known by what it can do: typer carries a click of its own, whose classes have no public name.
+    """
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if not callable(show) or not isinstance(code, int):
+        return None
+    show()
+    return code
+
+
+def _interrupted(number: int) -> int:
+    print("sapp: interrupted; nothing was written", file=sys.stderr)
+    return 128 + number
 
 
 def _failed(error: SappError, code: int) -> int:

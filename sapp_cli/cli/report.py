@@ -13,7 +13,7 @@ from sapp_cli.cli.options import BlockSizeOption, JsonOption, parse_block_size
 
 def report(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Any checkpoint, an output of sapp or not.", show_default=False)
+        Path, typer.Argument(help="Any checkpoint, an output of sapp or not.", show_default=False)
     ],
     block_size: BlockSizeOption = None,
     as_json: JsonOption = False,

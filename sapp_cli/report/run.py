@@ -54,6 +54,11 @@ class RunRecord:
     loss: tuple[tuple[int, float], ...] = ()
     evaluations: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
 
+    @property
+    def shown_evaluations(self) -> list[str]:
+        """The metrics that a drawing of the run has room for, beside the loss."""
+        return [name for name, points in self.evaluations.items() if points and name != "loss"][:2]
+
 
 def read_run(folder: Path | None) -> RunRecord | None:
     """The run that wrote this folder; None without a manifest of sapp. Raises CheckpointError for damaged records."""

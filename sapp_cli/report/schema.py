@@ -24,6 +24,10 @@ def sparsity_schema() -> dict[str, Any]:
             "version": {"const": VERSION},
             "model": _strict(_model()),
             "layers": {"type": "array", "items": _strict(_layer())},
+            "targets": _strict(
+                {"prunable_sparsity": SHARE, "sparsity": SHARE},
+                "`plan` only: what the targets come to before blocks are counted in whole numbers",
+            ),
             "schedule": _strict(_schedule(), "`plan` only: the timetable"),
             "memory": {
                 "description": "`plan` only: bytes that a run holds all the time, by purpose",
@@ -68,13 +72,14 @@ def _layer() -> dict[str, Any]:
 
 
 def _schedule() -> dict[str, Any]:
-    phase = {
-        "phase": {"enum": ["dense", "sparsification", "sparse"]},
-        "round": COUNT,
-        "first_step": _about(COUNT, "counted from 1"),
-        "last_step": COUNT,
+    kind = {"phase": {"enum": ["dense", "sparsification", "sparse"]}, "round": COUNT}
+    share = {**kind, "share": SHARE}
+    phase = {**kind, "first_step": _about(COUNT, "counted from 1"), "last_step": COUNT}
+    return {
+        "shares": _about({"type": "array", "items": _strict(share)}, "phases as shares of the run"),
+        "steps": _about(_optional(COUNT), "null where they follow from epochs over data that was not read"),
+        "phases": _optional({"type": "array", "items": _strict(phase)}),
     }
-    return {"steps": COUNT, "phases": {"type": "array", "items": _strict(phase)}}
 
 
 def _against() -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing is counted while the data is read, so a run can start at any step, and e
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ class BatchPlan:
         return [self._cut(order, number) for number in range(start, self.batches_per_epoch)]
 
     def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
+        # Mixed, because the generator looks at 32 bits only: neither sums nor shifts keep seed and epoch apart there.
+        mixed = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
         return torch.randperm(self.rows, generator=generator)
 
     def _cut(self, order: Tensor, number: int) -> list[int]:

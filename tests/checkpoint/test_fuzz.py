@@ -15,17 +15,17 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_mutations_of_valid_checkpoints() -> None:
-    command = [sys.executable, "scripts/fuzz_checkpoint.py", "--mutations", "1500", "--seed", "1"]
+    command = [sys.executable, "scripts/fuzz_checkpoint.py", "--mutations", "1000", "--seed", "1"]
     finished = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(ROOT)}
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    counts = re.fullmatch(r"1,500 mutations of seed 1 in \d+ s: (.*)\n", finished.stdout)
+    counts = re.fullmatch(r"1,000 mutations of seed 1 in \d+ s: (.*)\n", finished.stdout)
     assert counts, finished.stdout
     found = {what: int(count) for count, what in re.findall(r"([\d]+) (\w+)", counts[1].replace(",", ""))}
     assert set(found) == {"CheckpointError", "ResourceError", "accepted"}
-    assert sum(found.values()) == 1500
-    assert found["accepted"] > 100  # mutations that break everything test the first check only
+    assert sum(found.values()) == 1000
+    assert found["accepted"] > 80  # mutations that break everything test the first check only
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_it_finds_a_check_that_is_missing(
 ) -> None:
     monkeypatch.setattr(check, without)
     with pytest.raises(AssertionError, match=found):
-        run(range(0, 20_000), 0, tmp_path)
+        run(range(1_500, 20_000), 0, tmp_path)

@@ -16,7 +16,6 @@ from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid, MatrixLayout
 from tests.checkpoint.files import entry, frame, save, save_block_sparse, save_floats
 
-
 AGAIN = "; download or copy the file again"
 MERGE = "; merge it into its base model and give the merged checkpoint"
 PYTORCH = "; give the PyTorch checkpoint (safetensors)"

@@ -1,0 +1,215 @@
+"""The report as one HTML file: no network, readable without its script, light and dark, on a phone and on paper."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sapp_cli._version import __version__
+from sapp_cli.checkpoint.write import disk_errors, replacing
+from sapp_cli.report.comparison import Comparison
+from sapp_cli.report.figures import Drawing, draw_layers, draw_norms, draw_run, kept_blocks_png
+from sapp_cli.report.gallery import Gallery, LayerView
+from sapp_cli.report.run import RunMetric, RunRecord
+from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
+from sapp_cli.report.texts import comparison_cells
+from sapp_cli.report.wording import by, metric_text, percent, printable, size_text, times_smaller
+
+HTML_FILE = "sparsity.html"
+KEPT_COLOUR = (0.24, 0.50, 0.92)  # of the pictures; at least 3 : 1 against the page, light and dark
+FLATTEST, TALLEST = 4.0, 1 / 1.6  # width to height of a picture
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the figures at the top."""
+
+    label: str
+    value: str
+    note: str = ""
+    tone: str = ""  # good, bad or nothing
+    pair: bool = False  # two figures and an arrow, which need more room
+
+
+@dataclass(frozen=True)
+class MaskPicture:
+    """The kept blocks of one layer."""
+
+    name: str
+    address: str
+    width: int
+    height: int
+    ratio: str
+    caption: str
+
+
+def write_html(
+    path: Path,
+    name: str,
+    report: SparsityReport,
+    gallery: Gallery,
+    run: RunRecord | None,
+    comparison: Comparison | None = None,
+) -> None:
+    """Write the report on the checkpoint `name` to `path`, whole or not at all. `gallery`: what `measure` showed it."""
+    page = html_report(name, report, gallery, run, comparison)
+    with disk_errors(path.parent), replacing(path) as write:
+        write(page.encode())
+
+
+def html_report(
+    name: str, report: SparsityReport, gallery: Gallery, run: RunRecord | None, comparison: Comparison | None = None
+) -> str:
+    """The page. The same checkpoint gives the same page."""
+    environment = Environment(loader=PackageLoader("sapp_cli", "report"), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(
+        breakable=_breakable,
+        by=by,
+        cells=comparison_cells,
+        percent=percent,
+        printable=printable,
+        size=size_text,
+        thousands=lambda count: f"{count:,}",
+    )
+    style, script = (_source(environment, file) for file in ("report.css", "report.js"))
+    shown = _shown_views(report, gallery)
+    layers_drawing = draw_layers(report.layers) if any(layer.prunable for layer in report.layers) else None
+    masks = list(_masks(report, gallery))
+    return environment.get_template("report.html.j2").render(
+        name=printable(name),
+        subtitle=_subtitle(report, run),
+        version=__version__,
+        style=Markup(style),  # noqa: S704  (ours, from the package)
+        script=Markup(script),  # noqa: S704
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        headline=list(_headline(report, run)),
+        layers=report.layers,
+        totals=_totals(report),
+        has_targets=any(layer.target is not None for layer in report.layers),
+        layers_drawing=_marked(layers_drawing),
+        run=run,
+        run_drawing=_marked(draw_run(run)) if run else None,
+        phases=list(dict.fromkeys(phase.phase for phase in run.phases if phase.phase.isalpha())) if run else [],
+        evaluated_loss=bool(run and run.evaluations.get("loss")),
+        evaluated_metrics=bool(run and run.shown_evaluations),
+        comparison=comparison,
+        masks=masks,
+        scaled=any(view.blocks_a_cell != (1, 1) for view in shown),
+        norms_drawing=_marked(draw_norms(shown)),
+        norms_text=_norms_text(report, shown),
+    )
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after each of its parts."""
+    return Markup(".<wbr>").join(printable(name).split("."))
+
+
+def _source(environment: Environment, file: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, file)[0]
+
+
+def _marked(drawing: Drawing | None) -> Drawing | None:
+    """The drawing as markup: matplotlib has escaped every text in it."""
+    return None if drawing is None else Drawing(Markup(drawing.wide), Markup(drawing.narrow))  # noqa: S704
+
+
+def _shown_views(report: SparsityReport, gallery: Gallery) -> list[LayerView]:
+    """Of the pruned layers; of all where none is pruned."""
+    layers = report.pruned or report.layers
+    return [gallery.views[layer.name] for layer in layers if layer.name in gallery.views]
+
+
+def _subtitle(report: SparsityReport, run: RunRecord | None) -> str:
+    pruned, prunable = len(report.pruned), sum(layer.prunable for layer in report.layers)
+    text = f"{report.model.parameters:,} parameters; {pruned} of {prunable} prunable layers are pruned"
+    if run is not None and run.method:
+        text += f", with {run.method} in {run.steps:,} steps"
+    return text
+
+
+def _headline(report: SparsityReport, run: RunRecord | None) -> Iterator[Headline]:
+    model = report.model
+    if report.pruned:
+        smaller = times_smaller(model.bytes_dense, model.bytes_sparse)
+        sizes = f"{size_text(model.bytes_dense)} → {size_text(model.bytes_sparse)}".replace(" ", NO_BREAK)
+        yield Headline("size, dense → block-sparse", sizes, smaller or "not smaller", "good" if smaller else "bad", True)
+        layers = "1 pruned layer" if len(report.pruned) == 1 else f"{len(report.pruned)} pruned layers"
+        yield Headline("blocks removed", percent(report.pruned_block_sparsity), f"of {layers}")
+    else:
+        yield Headline("size", size_text(model.bytes_dense), "no layer is pruned")
+    yield Headline("zeros in prunable weights", percent(model.prunable_sparsity), f"of {model.prunable_parameters:,}")
+    yield Headline("zeros in the whole model", percent(model.sparsity), f"of {model.parameters:,}")
+    for name, metric in (run.metrics if run else {}).items():
+        yield _metric_headline(printable(name), metric)
+
+
+def _metric_headline(name: str, metric: RunMetric) -> Headline:
+    better = "higher" if metric.higher_is_better else "lower"
+    value = f"{metric_text(metric.dense)} → {metric_text(metric.pruned)}"
+    drop = metric.drop
+    if not math.isfinite(drop):
+        note, tone = "not a number", "bad"
+    elif metric_text(metric.dense) == metric_text(metric.pruned):
+        note, tone = "no change", ""
+    else:
+        note, tone = (f"{metric_text(drop)} worse", "bad") if drop > 0 else (f"{metric_text(-drop)} better", "good")
+    return Headline(f"{name} ({better} is better)", value, note, tone, True)
+
+
+def _totals(report: SparsityReport) -> list[tuple[str, float, int, int]]:
+    model, pruned = report.model, report.pruned
+    sizes = sum(layer.bytes_dense for layer in pruned), sum(layer.bytes_sparse for layer in pruned)
+    prunable = [layer for layer in report.layers if layer.prunable]
+    return [
+        ("blocks of pruned layers", report.pruned_block_sparsity, *sizes),
+        (
+            "all prunable weights",
+            model.prunable_sparsity,
+            sum(layer.bytes_dense for layer in prunable),
+            sum(layer.bytes_sparse for layer in prunable),
+        ),
+        ("whole model", model.sparsity, model.bytes_dense, model.bytes_sparse),
+    ]
+
+
+def _masks(report: SparsityReport, gallery: Gallery) -> Iterator[MaskPicture]:
+    for layer in report.pruned:
+        view = gallery.views.get(layer.name)
+        if view is None or layer.block is None:
+            continue
+        rows, columns = view.shares.shape
+        proportion = (view.grid[1] * layer.block[1]) / (view.grid[0] * layer.block[0])
+        yield MaskPicture(
+            name=layer.name,
+            address=kept_blocks_png(view, KEPT_COLOUR),
+            width=columns,
+            height=rows,
+            ratio=f"{min(FLATTEST, max(TALLEST, proportion)):.3f}",
+            caption=_caption(layer, view),
+        )
+
+
+def _caption(layer: LayerSparsity, view: LayerView) -> str:
+    kept = f"{layer.kept_blocks:,} of {layer.blocks:,} blocks kept; {by(view.grid)} blocks of {by(layer.block)}"
+    down, across = view.blocks_a_cell
+    return kept if view.blocks_a_cell == (1, 1) else f"{kept}; a pixel is {down}×{across} blocks"
+
+
+def _norms_text(report: SparsityReport, views: list[LayerView]) -> str:
+    of = "The kept blocks of all pruned layers" if report.pruned else "All blocks of all layers"
+    text = (
+        f"{of}, by the Frobenius norm of their weights; and in each layer the middle 90 % (thin), "
+        "the middle half (thick) and the median (mark)."
+    )
+    broken = [view.name for view in views if not view.finite]
+    return text + (f" {len(broken)} layers hold NaN or inf; those blocks are left out." if broken else "")

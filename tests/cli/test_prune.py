@@ -1,0 +1,214 @@
+"""`sapp prune`, whole: what it writes, what it says, that it repeats, and what it leaves behind when it cannot."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sapp_cli._version import __version__
+from sapp_cli.checkpoint.source import open_checkpoint
+
+
+def prune(sapp, digits, out, *more):
+    return sapp("prune", digits / "dense.safetensors", "-r", digits / "recipe.yaml", "-o", out, *more)
+
+
+@pytest.fixture(scope="module")
+def output(digits, tmp_path_factory):
+    """OUT of one run, and the run's result as JSON."""
+    out = tmp_path_factory.mktemp("prune") / "out"
+    command = [sys.executable, "-m", "sapp_cli", "prune", str(digits / "dense.safetensors")]
+    ran = subprocess.run(
+        [*command, "-r", str(digits / "recipe.yaml"), "-o", str(out), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return out, json.loads(ran.stdout), ran.stderr
+
+
+def hashes(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*.safetensors")
+    }
+
+
+def test_out_holds_what_the_contract_says(output):
+    out, result, _ = output
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == [
+        "README.md",
+        "manifest.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "recipe.yaml",
+        "sparse/model.safetensors",
+        "sparsity.html",
+        "sparsity.json",
+    ]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert result["out"] == str(out)
+
+
+def test_layers_reach_their_target_and_the_rest_keeps_its_shape(output, digits):
+    out, _, _ = output
+    dense, source = load_file(out / "model.safetensors"), load_file(digits / "dense.safetensors")
+    assert list(dense) == list(source)
+    blocks = dense["hidden2.weight"].reshape(64, 8, 64, 8).transpose(0, 2, 1, 3)
+    kept = (blocks != 0).any((2, 3))
+    assert kept.sum() == 4096 - 3687  # ⌈0.9·4096⌉ = 3687
+    assert not np.signbit(blocks[~kept]).any()
+    assert (dense["output.weight"] != 0).all()
+
+
+def test_the_sparse_file_is_the_dense_one_bit_for_bit(output):
+    out, _, _ = output
+    dense, sparse = open_checkpoint(out), open_checkpoint(out / "sparse")
+    assert set(sparse.block_sparse) == {"hidden1.weight", "hidden2.weight"}
+    for name in dense.tensors:
+        assert np.array_equal(dense.array(name), sparse.dense_array(name)), name
+
+
+def test_the_manifest_says_what_happened(output, digits):
+    out, result, _ = output
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["sapp_version"] == __version__
+    assert manifest["outputs"] == hashes(out)
+    assert manifest["inputs"] == {"dense.safetensors": hashes(digits)["dense.safetensors"]}
+    assert manifest["phases"] == [
+        {"phase": "dense", "round": 0, "first_step": 1, "last_step": 3},
+        {"phase": "sparsification", "round": 1, "first_step": 4, "last_step": 21},
+        {"phase": "sparse", "round": 0, "first_step": 22, "last_step": 60},
+    ]
+    accuracy = manifest["metrics"]["accuracy"]
+    assert accuracy["higher_is_better"] is True
+    assert manifest["metrics"]["loss"]["higher_is_better"] is False
+    assert accuracy["pruned"] > accuracy["dense"] - 0.05
+    assert result["metrics"] == manifest["metrics"]
+
+
+def test_metrics_jsonl_has_the_logged_steps_and_every_evaluation(output):
+    out, result, _ = output
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 4, 20, 22, 30, 40, 60, 60]
+    evaluated = [line["step"] for line in lines if "metrics" in line]
+    assert evaluated == [0, 30, 60]
+    assert lines[-1]["metrics"]["accuracy"] == result["metrics"]["accuracy"]["pruned"]
+    assert lines[3]["phase"] == "sparsification"
+    assert lines[4]["sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_without_a_terminal_progress_is_plain_lines_on_stderr(output):
+    _, _, stderr = output
+    lines = stderr.splitlines()
+    assert lines[0].endswith("dense.safetensors: Sequential, 301,066 parameters")
+    assert any(line.startswith("step 22/60  sparse  sparsity 0.900  loss ") for line in lines)
+    assert "\x1b" not in stderr
+    assert "\r" not in stderr
+
+
+def test_the_card_and_the_written_recipe(output, sapp):
+    out, result, _ = output
+    card = (out / "README.md").read_text()
+    accuracy = result["metrics"]["accuracy"]
+    assert f"| accuracy (higher is better) | {accuracy['dense']:.4f} | {accuracy['pruned']:.4f} |" in card
+    assert "8×8 blocks, 90.0 % of the blocks of 2 layers removed in 60 steps" in card
+    evaluated = sapp("eval", out, "-r", out / "recipe.yaml", "--json")
+    assert evaluated.json["metrics"]["accuracy"] == accuracy["pruned"]
+    sparse = sapp("eval", out / "sparse", "-r", out / "recipe.yaml", "--json")
+    assert sparse.json["metrics"] == evaluated.json["metrics"]
+
+
+def test_one_seed_gives_the_same_bytes_and_another_does_not(output, digits, tmp_path):
+    out, _, _ = output
+    found = []
+    for seed in (0, 1):
+        again = tmp_path / str(seed)
+        command = [sys.executable, "-m", "sapp_cli", "prune", str(digits / "dense.safetensors"), "--seed", str(seed)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [*command, "-r", str(digits / "recipe.yaml"), "-o", str(again), "--quiet"], check=True, env=environment
+        )
+        found.append(hashes(again))
+    assert found[0] == hashes(out)
+    assert found[1] != found[0]
+
+
+@pytest.mark.parametrize("method", ["acdc", "powerprop", "magnitude", "gradual-magnitude"])
+def test_every_method_reaches_the_target(sapp, digits, tmp_path, method):
+    ran = prune(
+        sapp, digits, tmp_path / "out", "--method", method, "--block-size", "8x16", "--sparsity", "0.8", "--json"
+    )
+    assert ran.code == 0
+    layers = {layer["name"]: layer for layer in ran.json["layers"]}
+    assert (layers["hidden2.weight"]["blocks"], layers["hidden2.weight"]["kept_blocks"]) == (2048, 409)
+    assert layers["hidden1.weight"]["block"] == [8, 16]
+    assert ran.json["metrics"]["accuracy"]["pruned"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("layout", "files"),
+    [("dense", {"model.safetensors"}), ("bsr", {"sparse/model.safetensors"})],
+)
+def test_one_layout_alone(sapp, digits, tmp_path, layout, files):
+    ran = prune(sapp, digits, tmp_path / "out", "--layout", layout, "--steps", "12")
+    assert (ran.code, set(hashes(tmp_path / "out"))) == (0, files)
+    assert sapp("eval", tmp_path / "out", "-r", digits / "recipe.yaml").code == 0
+
+
+def test_smaller_shards(sapp, digits, tmp_path):
+    ran = prune(sapp, digits, tmp_path / "out", "--max-shard-size", "500KB", "--steps", "12")
+    assert ran.code == 0
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors*"))
+    assert names == [
+        "model-00001-of-00003.safetensors",
+        "model-00002-of-00003.safetensors",
+        "model-00003-of-00003.safetensors",
+        "model.safetensors.index.json",
+    ]
+    assert sapp("eval", tmp_path / "out", "-r", digits / "recipe.yaml").code == 0
+
+
+def test_out_that_exists_is_kept_unless_told_otherwise(sapp, digits, tmp_path):
+    out = tmp_path / "out"
+    assert prune(sapp, digits, out, "--steps", "12").code == 0
+    before = hashes(out)
+    ran = prune(sapp, digits, out, "--steps", "13")
+    assert ran.code == 2
+    assert ran.err == f"error: {out}: exists already; give another folder with -o, or --overwrite to replace it\n"
+    assert hashes(out) == before
+    assert prune(sapp, digits, out, "--steps", "13", "--overwrite").code == 0
+    assert hashes(out) != before
+
+
+def test_a_run_that_diverges_says_so_and_writes_nothing(sapp, digits, tmp_path):
+    ran = prune(sapp, digits, tmp_path / "out", "--set", "optimizer.name=sgd", "--set", "optimizer.lr=1e6")
+    assert ran.code == 6
+    assert "training diverged. Lower optimizer.lr (now 1e+06)" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing_behind(digits, tmp_path, number, code):
+    command = [sys.executable, "-m", "sapp_cli", "prune", str(digits / "dense.safetensors"), "--steps", "100000"]
+    running = subprocess.Popen(
+        [*command, "-r", str(digits / "recipe.yaml"), "-o", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+    )
+    for line in running.stderr:
+        if line.startswith("step "):
+            break
+    time.sleep(0.1)
+    running.send_signal(number)
+    rest = running.stderr.read()
+    running.stderr.close()
+    assert running.wait(timeout=30) == code
+    assert rest.splitlines()[-1] == "sapp: interrupted; nothing was written"
+    assert list(tmp_path.iterdir()) == []
