@@ -1,1 +1,31 @@
-"""sapp: give it a trained PyTorch checkpoint, get it back block-sparse, smaller and faster."""
+"""sapp: give it a trained PyTorch checkpoint, get it back block-sparse, smaller and faster.
+
+    import sapp_cli as sapp
+
+    state = sapp.load_state_dict("OUT/sparse")   # dense tensors, from either layout
+    pruner = sapp.Pruner(model, {"sparsity": 0.9, "block_size": 16}, steps)   # in a training loop of one's own
+
+The names are imported when they are first asked for: `sapp report` and `sapp check` never load torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sapp_cli._version import __version__
+
+if TYPE_CHECKING:
+    from sapp_cli.loading import load_state_dict
+    from sapp_cli.pruner import Pruner
+
+__all__ = ["Pruner", "__version__", "load_state_dict"]
+
+_PLACES = {"Pruner": "sapp_cli.pruner", "load_state_dict": "sapp_cli.loading"}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _PLACES:
+        raise AttributeError(f"module 'sapp_cli' has no attribute '{name}'")
+    return getattr(import_module(_PLACES[name]), name)

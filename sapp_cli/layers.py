@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sapp_cli.core.masks import as_matrix, from_matrix, scale_blocks, spread
+from sapp_cli.core.masks import as_matrix, block_norms, from_matrix, scale_blocks, spread
 from sapp_cli.core.selection import final_count
 from sapp_cli.errors import SettingError
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
@@ -190,9 +190,12 @@ class MaskedWeight(nn.Module):
     """
 
     keep: Tensor  # bool (R, C)
+    available: Tensor  # bool (R, C): what a dense phase trains; all blocks, unless zero ones are locked
     logits: nn.Parameter | None  # fp32 (R, C)
 
-    def __init__(self, method: Method, layout: MatrixLayout, grid: BlockGrid, sparsity: Fraction) -> None:
+    def __init__(
+        self, method: Method, layout: MatrixLayout, grid: BlockGrid, sparsity: Fraction, available: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.method = method
         self.layout = layout
@@ -200,7 +203,9 @@ class MaskedWeight(nn.Module):
         self.sparsity = sparsity
         self.encoded = False
         self.round_to: torch.dtype | None = None  # while evaluating what an export in this dtype would hold
-        self.register_buffer("keep", torch.ones(grid.size, dtype=torch.bool), persistent=False)
+        every = torch.ones(grid.size, dtype=torch.bool)
+        self.register_buffer("available", every if available is None else available, persistent=False)
+        self.register_buffer("keep", self.available.clone(), persistent=False)
         self.register_parameter("logits", nn.Parameter(torch.zeros(grid.size)) if method.has_logits else None)
 
     @property
@@ -258,16 +263,20 @@ class AttachedLayer:
         return as_matrix(self.theta.detach(), self.masked.layout)
 
 
-def attach(model: nn.Module, layers: list[Layer], method: Method) -> dict[str, AttachedLayer]:
+def attach(
+    model: nn.Module, layers: list[Layer], method: Method, lock_zero_blocks: bool = False
+) -> dict[str, AttachedLayer]:
     """Put a masked weight on every pruned layer, in place; {layer name: what was attached}."""
     attached = {}
     for layer in layers:
         if not layer.pruned:
             continue
         assert layer.layout is not None and layer.grid is not None and layer.sparsity is not None, layer.name
-        masked = MaskedWeight(method, layer.layout, layer.grid, layer.sparsity)
         owners = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in layer.names]
-        masked.to(getattr(*owners[0]).device)
+        weight = getattr(*owners[0]).detach()
+        available = block_norms(as_matrix(weight, layer.layout), layer.grid) > 0 if lock_zero_blocks else None
+        masked = MaskedWeight(method, layer.layout, layer.grid, layer.sparsity, available)
+        masked.to(weight.device)
         for owner, attribute in owners:
             if not parametrize.is_parametrized(owner, attribute):  # a module that is itself shared has it already
                 parametrize.register_parametrization(owner, attribute, masked, unsafe=True)

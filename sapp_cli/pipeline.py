@@ -53,6 +53,9 @@ class Watcher(Protocol):
     def say(self, text: str) -> None:
         """One line of what is going on."""
 
+    def detail(self, text: str) -> None:
+        """One line for those who want to know everything."""
+
     def step(self, record: StepRecord) -> None:
         """A finished step."""
 
@@ -111,6 +114,8 @@ def prune(
                 pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names)
             model.to(accelerator.device)
             watcher.say(describe_layers(pruner.layers))
+            for layer in pruner.layers:
+                watcher.detail(f"  {layer.stored} {tuple(layer.shape)}: {layer.reason}")
             trained = time.perf_counter()
             with MetricsLog(staged / "metrics.jsonl", settings.train.log_every) as log:
                 log.evaluation(0, dense)

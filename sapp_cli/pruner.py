@@ -49,7 +49,7 @@ class Pruner:
         self.layers = decide_layers(model, self.settings, stored_names)
         self._model = model
         self._names = list(model.state_dict())
-        self.attached = attach(model, self.layers, self.method)
+        self.attached = attach(model, self.layers, self.method, self.settings.lock_zero_blocks)
         self._held: dict[str, _Held] = {}
 
     @property
@@ -117,10 +117,10 @@ class Pruner:
     def _begin(self, moment: Moment) -> None:
         before = {name: keep.clone() for name, keep in self.masks.items()}
         if moment.phase is Phase.DENSE:
-            for keep in self.masks.values():
-                keep.fill_(True)
+            for layer in self.attached.values():
+                layer.masked.keep.copy_(layer.masked.available)
         elif moment.phase is Phase.SPARSE and moment.after_dense:
-            self._select({name: layer.layer.kept_count for name, layer in self.attached.items()})
+            self._select({name: layer.layer.kept_count for name, layer in self.attached.items()})  # fewer, if locked
         for name, layer in self.attached.items():
             matrix = layer.matrix.clone()
             self.method.begin(moment, matrix, layer.masked.state, before[name])
@@ -137,13 +137,13 @@ class Pruner:
             self._select(counts)
 
     def _select(self, counts: Mapping[str, int]) -> None:
-        """Keep the `counts` best of the blocks still kept, all layers in one selection."""
+        """Keep the `counts` best of the blocks still kept, or all of them if they are fewer; all layers in one selection."""
         scores = {}
         for name, layer in self.attached.items():
             score = self.method.scores(layer.matrix, layer.masked.state)
             scores[name] = score.masked_fill(~layer.masked.keep, -torch.inf)
         for name, keep in uniform(scores, counts).items():
-            self.attached[name].masked.keep.copy_(keep)
+            self.attached[name].masked.keep.logical_and_(keep)
 
     def _remember(self, moment: Moment) -> None:
         """Note what the pruned blocks hold, so that `_hold` can undo what decay and momentum do to them.

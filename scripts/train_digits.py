@@ -60,7 +60,7 @@ def train(model: nn.Module, split: Split, epochs: int, batch_size: int = 64, lr:
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split) -> float:
     model.eval()
-    return (model(split.inputs).argmax(1) == split.targets).float().mean().item()
+    return float((model(split.inputs).argmax(1) == split.targets).float().mean())
 
 
 def main(command_line: Sequence[str] | None = None) -> None:

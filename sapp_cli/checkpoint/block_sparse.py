@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sapp_cli.checkpoint.dtypes import Bits, DType
-from sapp_cli.errors import ResourceError
 from sapp_cli.grid import BlockGrid, MatrixLayout
 
 Indices = npt.NDArray[np.int32]
@@ -81,11 +80,7 @@ def encode(matrix: Bits, grid: BlockGrid, dtype: DType) -> BlockSparseMatrix:
 
 def decode(sparse: BlockSparseMatrix, grid: BlockGrid) -> Bits:
     """The matrix (out, in) with +0 in place of the blocks that were not kept. The indices must have been checked."""
-    try:
-        padded = np.zeros(grid.padded, sparse.values.dtype)
-    except (MemoryError, ValueError):
-        rows, columns = grid.padded
-        raise ResourceError(f"a dense matrix of {rows:,} × {columns:,} does not fit into memory") from None
+    padded = np.zeros(grid.padded, sparse.values.dtype)
     _as_blocks(padded, grid)[block_rows(sparse.crow), sparse.col] = sparse.values
     return np.ascontiguousarray(padded[: grid.matrix[0], : grid.matrix[1]])
 

@@ -26,7 +26,7 @@ from sapp_cli.checkpoint.damage import damaged, quoted
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits, DType
 from sapp_cli.checkpoint.json_text import parse_object
 from sapp_cli.checkpoint.safetensors import MAX_AXES, MAX_BYTES
-from sapp_cli.checkpoint.tensor_file import TensorFile
+from sapp_cli.checkpoint.tensor_file import TensorFile, memory_errors
 from sapp_cli.checkpoint.write import TensorOut
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 
@@ -151,8 +151,13 @@ def read_matrix(file: TensorFile, entry: BlockSparseEntry) -> BlockSparseMatrix:
 
 
 def read_weight(file: TensorFile, entry: BlockSparseEntry) -> Bits:
-    """The weight in its own shape with +0 where blocks were not kept; a view that need not be contiguous."""
-    return from_matrix(decode(read_matrix(file, entry), entry.grid), entry.layout)
+    """The weight in its own shape with +0 where blocks were not kept; a view that need not be contiguous.
+
+    Raises CheckpointError, and ResourceError where the dense weight does not fit into memory.
+    """
+    sparse = read_matrix(file, entry)
+    with memory_errors(file.path, entry.name):
+        return from_matrix(decode(sparse, entry.grid), entry.layout)
 
 
 def check_padding(file: TensorFile, entry: BlockSparseEntry, values: Bits, rows: Indices, columns: Indices) -> None:

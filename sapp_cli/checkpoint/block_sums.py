@@ -91,7 +91,7 @@ class BlockAdder:
         self.scratch = np.empty(entries if kind.name == "BF16" else 0, np.uint16)
 
     def add(self, bits: Bits) -> BlockSums:
-        """The sums of a slab (k, n, width), n at most 64."""
+        """The sums of a slab (k, n, width)."""
         kind, columns = self.kind, self.columns
         nonzero = count_nonzero(bits, kind)
         if nonzero in (0, bits.size):
@@ -102,7 +102,7 @@ class BlockAdder:
                 patterns &= patterns.dtype.type(kind.magnitude)
             kept = columns.any(patterns != 0)
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            squares = columns.add(self._add_rows(bits))
+            squares = columns.add(self._add_all_rows(bits))
             finite = math.isfinite(squares.sum())
             if not finite or (squares.min(where=kept, initial=TINY) < TINY):
                 values = to_float64(bits, kind)
@@ -110,11 +110,15 @@ class BlockAdder:
                 squares = columns.add(np.einsum("kni,kni->ki", values, values))
         return BlockSums(squares, kept, nonzero, finite)
 
-    def _add_rows(self, bits: Bits) -> Bits:
-        """The squares of a slab (k, n, width), added over the rows, as `Columns.add` takes them.
+    def _add_all_rows(self, bits: Bits) -> Bits:
+        """The squares of a slab (k, n, width), added over the rows, as `Columns.add` takes them."""
+        added = self._add_rows(bits[:, :ROWS_AT_ONCE])
+        for row in range(ROWS_AT_ONCE, bits.shape[1], ROWS_AT_ONCE):
+            added = added + self._add_rows(bits[:, row : row + ROWS_AT_ONCE]).astype(np.float64)
+        return added
 
-        In float32 unless the dtype is wide.
-        """
+    def _add_rows(self, bits: Bits) -> Bits:
+        """As `_add_all_rows` for a few rows, in float32 unless the dtype is wide."""
         if self.kind.name == "BF16" and bits.shape[2] % 2 == 0:
             # Two neighbours in one 32-bit word: the second is its upper half, which is a float32 as it stands.
             words = bits.view(np.uint32)  # (k, n, width / 2)

@@ -64,7 +64,9 @@ class DType:
         if self.float8 is not None:
             values: Float32 = float8_table(*self.float8)[bits]
             return values
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, as every cast has it
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # a float64 beyond float32 becomes inf; a NaN may be signaling
             return bits.astype(np.float32, copy=False)
 
 

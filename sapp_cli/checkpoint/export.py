@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from sapp_cli.checkpoint.block_sparse import Mask, decode, encode, from_matrix, gather, to_matrix
-from sapp_cli.checkpoint.block_sparse_file import block_sparse_metadata, block_sparse_out
+from sapp_cli.checkpoint.block_sparse_file import WITHOUT_BLOCKS, block_sparse_metadata, block_sparse_out
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits
 from sapp_cli.checkpoint.output import check_free_space
 from sapp_cli.checkpoint.source import Checkpoint
@@ -71,7 +71,7 @@ def _block_sparse_weights(source: Checkpoint, blocks_of: Callable[[str], Blocks 
     for name in source.dense_names():
         entry = source.block_sparse.get(name)
         about = (entry.layout, entry.grid) if entry is not None else blocks_of(name)
-        if about is not None:
+        if about is not None and source.dtype(name) not in WITHOUT_BLOCKS:
             found[name] = about
     return found
 

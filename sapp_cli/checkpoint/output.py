@@ -59,8 +59,9 @@ def check_output(out: Path, checkpoint: Path, overwrite: bool) -> None:
         raise UsageError(f"{out}: the output lies inside the checkpoint's folder; give another folder with -o")
     if source.is_relative_to(out):
         raise UsageError(f"{out}: the checkpoint lies inside the output's folder; give another folder with -o")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+    with disk_errors(out.parent):
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
     if not overwrite:
         raise UsageError(f"{out}: exists already; give another folder with -o, or --overwrite to replace it")
     if not is_output(out):

@@ -24,7 +24,7 @@ from sapp_cli.checkpoint.dtypes import Bits, Float32
 from sapp_cli.checkpoint.locate import Location, locate
 from sapp_cli.checkpoint.safetensors import SafetensorsFile
 from sapp_cli.checkpoint.state_dict import StateDictFile
-from sapp_cli.checkpoint.tensor_file import TensorFile, TensorInfo
+from sapp_cli.checkpoint.tensor_file import TensorFile, TensorInfo, memory_errors
 
 PACKED_WEIGHTS = (".qweight", ".qzeros", ".weight_packed", ".SCB", ".weight.absmax", ".weight.quant_map")
 SCALES = ("_scale_inv", "_scale")
@@ -122,9 +122,11 @@ class Checkpoint:
     def dense_float32(self, name: str) -> Float32:
         """The values of a weight or of an alias, zeros in place of blocks that are not stored."""
         name = self.tied.get(name, name)
-        if name in self.block_sparse:
-            return self.block_sparse[name].kind.to_float32(self.dense_array(name))
-        return self.float32(name)
+        if name not in self.block_sparse:
+            return self.float32(name)
+        array = self.dense_array(name)
+        with memory_errors(self.file(name).path, name):
+            return self.block_sparse[name].kind.to_float32(array)
 
     def _logical(self, name: str) -> TensorInfo | BlockSparseEntry:
         name = self.tied.get(name, name)

@@ -17,12 +17,11 @@ import numpy.typing as npt
 
 from sapp_cli.checkpoint.block_sparse import Mask, block_rows
 from sapp_cli.checkpoint.block_sparse_file import BlockSparseEntry, check_padding, read_indices
-from sapp_cli.checkpoint.block_sums import ROWS_AT_ONCE, BlockAdder, Columns, count_nonzero, to_float64
+from sapp_cli.checkpoint.block_sums import BlockAdder, Columns, count_nonzero, to_float64
 from sapp_cli.checkpoint.damage import damaged
 from sapp_cli.checkpoint.dtypes import Bits, DType
 from sapp_cli.checkpoint.source import Checkpoint
-from sapp_cli.checkpoint.tensor_file import TensorFile, TensorInfo, allocate
-from sapp_cli.errors import ResourceError
+from sapp_cli.checkpoint.tensor_file import TensorFile, TensorInfo, allocate, memory_errors
 from sapp_cli.grid import BlockGrid, MatrixLayout
 
 SLAB_BYTES = 1 << 20  # small enough for the processor's cache, large enough for Python's overhead
@@ -54,8 +53,8 @@ def block_statistics(checkpoint: Checkpoint, name: str, layout: MatrixLayout, gr
     """Norms, kept blocks and zeros of a weight, by its logical name, on any grid over its matrix.
 
     A weight that is stored block-sparse is not made dense. Needs a few MiB beside the answer, whatever the weight's
-    size. Raises CheckpointError for damaged bytes or indices and for complex numbers, ResourceError where the answer
-    itself does not fit into memory.
+    size (more where one stored block is larger). Raises CheckpointError for damaged bytes or indices and for complex
+    numbers, ResourceError where the answer itself does not fit into memory.
     """
     name = checkpoint.tied.get(name, name)
     assert layout.shape == checkpoint.shape(name), f"{name}: a layout of {layout.shape} for {checkpoint.shape(name)}"
@@ -77,7 +76,7 @@ def block_statistics(checkpoint: Checkpoint, name: str, layout: MatrixLayout, gr
 
 def _of_tensor(file: TensorFile, info: TensorInfo, layout: MatrixLayout, grid: BlockGrid) -> BlockStatistics:
     columns = Columns(layout.shape[1], math.prod(layout.shape[2:]), grid.block[1])
-    norms, kept = _empty_answer(file, info.name, info.kind, grid)
+    norms, kept = _zeros(file, info.name, grid, _norm_dtype(info.kind)), _zeros(file, info.name, grid, np.bool_)
     if not info.size:
         return BlockStatistics(norms, kept, 0, True)
     if columns.width * info.kind.itemsize > WIDEST_ROW:
@@ -95,9 +94,8 @@ def _bands(grid: BlockGrid, row_bytes: int) -> list[Band]:
     """All rows of the grid, in bands of whole block rows whose pieces are about a slab each."""
     rows, br = grid.matrix[0], grid.block[0]
     fitting = max(1, SLAB_BYTES // row_bytes)
-    if br > min(ROWS_AT_ONCE, 2 * fitting):  # up to two slabs are not cut: adding a piece to its block row is not free
-        step = min(ROWS_AT_ONCE, fitting)
-        return [Band(start, min(start + br, rows), step) for start in range(0, rows, br)]
+    if br > 2 * fitting:  # up to two slabs are not cut: adding a piece to its block row is not free
+        return [Band(start, min(start + br, rows), fitting) for start in range(0, rows, br)]
     step = br * max(1, fitting // br)
     whole = rows - rows % br  # a ragged last block row is a band by itself
     bands = [Band(start, min(start + step, whole), step) for start in range(0, whole, step)]
@@ -175,11 +173,11 @@ def _add_wide_rows(
 def _of_entry(file: TensorFile, entry: BlockSparseEntry, grid: BlockGrid) -> BlockStatistics:
     """The statistics of a weight stored block-sparse, from its kept blocks alone, on its own grid or another."""
     kind, (br, bc) = entry.kind, entry.grid.block
-    norms, kept = _empty_answer(file, entry.name, kind, grid)
+    norms, kept = _zeros(file, entry.name, grid, _norm_dtype(kind)), _zeros(file, entry.name, grid, np.bool_)
     crow, col = read_indices(file, entry)
     rows = block_rows(crow)
     same = grid.block == entry.grid.block
-    squares = norms if same else np.zeros(grid.size)
+    squares = norms if same else _zeros(file, entry.name, grid, np.float64)
     nonzero, finite = 0, True
     for first, bits in file.slabs(entry.tensor_names[0], SLAB_BYTES):
         here = slice(first, first + len(bits))
@@ -202,15 +200,14 @@ def _of_entry(file: TensorFile, entry: BlockSparseEntry, grid: BlockGrid) -> Blo
     return BlockStatistics(norms, kept, nonzero, finite)
 
 
-def _empty_answer(
-    file: TensorFile, name: str, kind: DType, grid: BlockGrid
-) -> tuple[npt.NDArray[np.floating[Any]], Mask]:
-    """(norms, kept) of no block at all, (R, C)."""
-    try:
-        return np.zeros(grid.size, np.float64 if kind.wide else np.float32), np.zeros(grid.size, np.bool_)
-    except (MemoryError, ValueError):
-        rows, columns = grid.size
-        raise ResourceError(f"{file.path}: '{name}': {rows:,} × {columns:,} blocks do not fit into memory") from None
+def _norm_dtype(kind: DType) -> type[np.floating[Any]]:
+    return np.float64 if kind.wide else np.float32
+
+
+def _zeros(file: TensorFile, name: str, grid: BlockGrid, dtype: type[Any]) -> npt.NDArray[Any]:
+    """One zero for each block, (R, C); ResourceError if there is no memory for them."""
+    with memory_errors(file.path, name):
+        return np.zeros(grid.size, dtype)
 
 
 def _store_norms(norms: npt.NDArray[np.floating[Any]], place: Any, squares: Bits) -> None:

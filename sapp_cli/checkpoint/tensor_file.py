@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sapp_cli.checkpoint.damage import damaged
+from sapp_cli.checkpoint.damage import damaged, quoted
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits, DType
 from sapp_cli.errors import ResourceError
 
@@ -84,7 +84,9 @@ class TensorFile(ABC):
         info = self.info(name)
         if info.kind.storage.kind == "c":
             raise damaged(self.path, f"complex numbers ({info.dtype}) are not supported", name)
-        return info.kind.to_float32(self.array(name))
+        array = self.array(name)
+        with memory_errors(self.path, name):
+            return info.kind.to_float32(array)
 
     def slabs(self, name: str, max_bytes: int) -> Iterator[tuple[int, Bits]]:
         """(first row, rows in storage dtype) over the leading axis, at most `max_bytes` or one row at a time.
@@ -108,7 +110,14 @@ class TensorFile(ABC):
 
 def allocate(size: int, path: Path, name: str) -> npt.NDArray[np.uint8]:
     """An array of `size` bytes for a tensor; ResourceError if there is no such memory."""
-    try:
+    with memory_errors(path, name):
         return np.empty(size, np.uint8)
-    except (MemoryError, ValueError):
-        raise ResourceError(f"{path}: '{name}': {size:,} bytes do not fit into memory") from None
+
+
+@contextmanager
+def memory_errors(path: Path, name: str) -> Iterator[None]:
+    """ResourceError, with file and tensor, in place of a MemoryError inside."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(f"{path}: {quoted(name)}: does not fit into memory: {error}") from None

@@ -39,6 +39,11 @@ class ProgressWatcher:
         if not self._quiet:
             self._console.print(text, markup=False)
 
+    def detail(self, text: str) -> None:
+        """One line, with --verbose."""
+        if self._verbose:
+            self.say(text)
+
     def step(self, record: StepRecord) -> None:
         """A finished step: moves the bar, or prints a line now and then, for new phases and for evaluations."""
         if self._quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ def resolve_path(value: str, context: Mapping[str, Any] | None) -> str:
     path = Path(value)
     with suppress(RuntimeError):  # ~name of nobody known here: a file may be called so
         path = path.expanduser()
-    return str(Path(context["folder"]) / path)
+    return os.path.normpath(Path(context["folder"]) / path)
 
 
 def resolve_factory(value: str, context: Mapping[str, Any] | None) -> str:

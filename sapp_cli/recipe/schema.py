@@ -344,6 +344,9 @@ class PruneSection(Section):
     embeddings: bool = False
     """Prune embedding tables, and weights tied to one, too."""
 
+    lock_zero_blocks: bool = False
+    """Blocks that are all zero in the checkpoint stay so, in dense phases too: go on from a sparse checkpoint."""
+
     phases: Literal["fine-tune", "paper", "criteo"] | PhasesSection = "fine-tune"
     """Timetable: `fine-tune` for trained checkpoints, the paper's two for training from scratch, or fractions of one's
     own."""

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapp_cli.checkpoint.block_sparse import (
-    BlockSparseMatrix,
     block_rows,
     decode,
     encode,
@@ -21,7 +20,6 @@ from sapp_cli.checkpoint.block_sparse import (
     to_matrix,
 )
 from sapp_cli.checkpoint.dtypes import DTYPES
-from sapp_cli.errors import ResourceError
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 from tests.checkpoint.files import ALL_BUT_COMPLEX, random_bits, same_bits
 
@@ -167,12 +165,3 @@ def test_padding(place: tuple[int, int, int], zero: bool) -> None:
     last = np.array([1], np.int32)
     assert padding_is_zero(values, last, last, grid) is zero
     assert padding_is_zero(values, last - 1, last - 1, grid)
-
-
-def test_a_matrix_larger_than_memory_is_a_resource_error() -> None:
-    grid = BlockGrid((2**30, 2**30), (2**30, 2**30))
-    empty = BlockSparseMatrix(np.zeros((0, 2**30, 1), np.float32), np.zeros(2, np.int32), np.zeros(0, np.int32))
-    with pytest.raises(
-        ResourceError, match=r"a dense matrix of 1,073,741,824 × 1,073,741,824 does not fit into memory"
-    ):
-        decode(empty, grid)

@@ -14,7 +14,7 @@ from sapp_cli.checkpoint.block_sparse_file import block_sparse_metadata
 from sapp_cli.checkpoint.dtypes import Bits
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.checkpoint.statistics import block_statistics
-from sapp_cli.errors import CheckpointError
+from sapp_cli.errors import CheckpointError, ResourceError
 from sapp_cli.grid import BlockGrid, MatrixLayout
 from tests.checkpoint.files import save, save_block_sparse, save_floats
 
@@ -178,22 +178,24 @@ def test_one_name_for_two_things(tmp_path: Path) -> None:
 
 
 def test_a_matrix_of_any_size_in_a_small_file(tmp_path: Path) -> None:
-    layout = MatrixLayout("linear", (1, 2**40))
-    grid = BlockGrid(layout.matrix, (1, 2**20))
-    empty = np.zeros((0, 1, 2**20), np.float32)
-    parts = {
-        "values": ("F32", empty),
-        "crow_indices": ("I32", np.zeros(2, np.int32)),
-        "col_indices": ("I32", np.zeros(0, np.int32)),
+    layout = MatrixLayout("linear", (1, 2**57))
+    grid = BlockGrid(layout.matrix, (1, 2**40))
+    triple: Tensors = {
+        "w.bsr_values": ("F32", np.zeros((0, 1, 2**40), np.float32)),
+        "w.bsr_crow_indices": ("I32", np.zeros(2, np.int32)),
+        "w.bsr_col_indices": ("I32", np.zeros(0, np.int32)),
     }
-    triple = {f"w.bsr_{part}": tensor for part, tensor in parts.items()}
-    checkpoint = open_checkpoint(
-        save(tmp_path / "x.safetensors", triple, block_sparse_metadata({"w": (layout, grid)}, {}))
-    )
-    assert checkpoint.shape("w") == (1, 2**40)
+    path = save(tmp_path / "x.safetensors", triple, block_sparse_metadata({"w": (layout, grid)}, {}))
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.shape("w"), len(checkpoint.matrix("w").values)) == ((1, 2**57), 0)
     found = block_statistics(checkpoint, "w", layout, grid)
-    assert (found.norms.shape, found.kept.any(), found.nonzero, found.finite) == ((1, 2**20), False, 0, True)
-    assert len(checkpoint.matrix("w").values) == 0
+    assert (found.norms.shape, found.kept.any(), found.nonzero, found.finite) == ((1, 2**17), False, 0, True)
+    for act in (checkpoint.dense_array, checkpoint.dense_float32):
+        with pytest.raises(ResourceError) as caught:
+            act("w")
+        assert str(caught.value).startswith(f"{path}: 'w': does not fit into memory: ")
+    with pytest.raises(ResourceError, match="'w': does not fit into memory: "):
+        block_statistics(checkpoint, "w", layout, BlockGrid(layout.matrix, (1, 1)))
 
 
 def test_stored_blocks_may_be_zero(tmp_path: Path) -> None:

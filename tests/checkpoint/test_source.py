@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +302,23 @@ def test_a_pipe_in_the_place_of_a_shard_does_not_block(sharded: Path) -> None:
     assert refusal(sharded, sharded / "model.safetensors.index.json").startswith(f"shard '{shard.name}' is missing")
     (sharded / "model.safetensors.index.json").unlink()
     assert refusal(sharded, shard) == "is not a regular file"
+
+
+def test_nothing_but_a_pickle_needs_torch(sharded: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from sapp_cli.checkpoint.export import export_checkpoint
+from sapp_cli.checkpoint.source import open_checkpoint
+from sapp_cli.checkpoint.statistics import block_statistics
+from sapp_cli.grid import BlockGrid, MatrixLayout
+checkpoint = open_checkpoint(Path({str(sharded)!r}))
+layout = MatrixLayout("linear", (1, 2))
+blocks = layout, BlockGrid((1, 2), (1, 1))
+print(block_statistics(checkpoint, "b", *blocks).norms.tolist())
+Path({str(sharded / "out")!r}).mkdir()
+export_checkpoint(checkpoint, Path({str(sharded / "out")!r}), "both", lambda name: blocks if name == "b" else None)
+print({{"torch", "safetensors", "pydantic"}} & set(sys.modules))
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout == "[[2.0, 3.0]]\nset()\n"

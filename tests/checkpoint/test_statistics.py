@@ -110,7 +110,7 @@ def test_any_weight(
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
-@pytest.mark.parametrize(("br", "bc"), [(16, 16), (64, 64), (200, 5), (1, 1)])
+@pytest.mark.parametrize(("br", "bc"), [(16, 16), (128, 64), (200, 5), (600, 1), (1, 1)])
 def test_slabs_as_they_are_in_use(tmp_path: Path, dtype: str, br: int, bc: int) -> None:
     layout, grid = linear(1000, 1026, br, bc)
     rng = np.random.default_rng(0)

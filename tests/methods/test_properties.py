@@ -250,3 +250,29 @@ def test_infinite_pruned_weights_fold_to_zero():
         layer.masked.keep.copy_(torch.tensor([[True, False]]))
         layer.theta[0, 5] = float("inf")
     assert (pruner.fold()["weight"][:, 4:] == 0).all()
+
+
+def test_locked_zero_blocks_never_come_back(method):
+    torch.manual_seed(0)
+    model = nn.Linear(16, 16, bias=False)
+    with torch.no_grad():
+        model.weight[:4, :8] = 0  # two of sixteen blocks
+    settings = {"method": method, "block_size": 4, "sparsity": 0.5, "min_blocks": 1, "lock_zero_blocks": True}
+    pruner = Pruner(model, {**settings, "phases": TWO_ROUNDS}, STEPS)
+
+    def each(step, moment):
+        assert (model.weight[:4, :8] == 0).all()
+        if moment.phase is Phase.DENSE:
+            assert int(pruner.masks["weight"].sum()) == 14
+
+    run(model, pruner, torch.randn(8, 16), each)
+    assert int(pruner.masks["weight"].sum()) == 8
+
+
+def test_more_locked_blocks_than_the_target_are_kept_locked():
+    model = nn.Linear(16, 16, bias=False)
+    with torch.no_grad():
+        model.weight[4:] = 0  # twelve of sixteen blocks, the target is eight
+    pruner = Pruner(model, {"block_size": 4, "sparsity": 0.5, "min_blocks": 1, "lock_zero_blocks": True}, STEPS)
+    run(model, pruner, torch.randn(8, 16))
+    assert pruner.masks["weight"].tolist() == [[True] * 4] + [[False] * 4] * 3

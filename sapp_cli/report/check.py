@@ -1,0 +1,62 @@
+"""`sapp check` as a flow of data: open both layouts, count, run the gates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapp_cli.checkpoint.locate import locate
+from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
+from sapp_cli.report.gates import CheckResult, Gate, Weights, check_drop, check_size, check_sparsity
+from sapp_cli.report.inspect import layer_facts
+from sapp_cli.report.integrity import check_agreement, check_hashes, check_kept_blocks
+from sapp_cli.report.measure import measure
+from sapp_cli.report.run import read_run
+
+SPARSE_FOLDER = "sparse"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What was asked for; None where nothing was."""
+
+    min_sparsity: float | None = None
+    sparsity_of: Weights = "prunable"
+    max_size: int | None = None  # bytes
+    max_drop: float | None = None
+    metric: str | None = None  # None: the manifest's first
+
+
+def check(path: Path, limits: Limits) -> CheckResult:
+    """The gates of the checkpoint at `path`, those asked for first. Raises CheckpointError for damaged files."""
+    dense, sparse = _layouts(path)
+    checkpoint = dense or sparse
+    assert checkpoint is not None  # `_layouts` opens at least one
+    report = measure(checkpoint, layer_facts(checkpoint, None))
+    run = read_run(checkpoint.folder)
+    gates: list[Gate] = []
+    if limits.min_sparsity is not None:
+        gates.append(check_sparsity(report, limits.min_sparsity, limits.sparsity_of))
+    if limits.max_size is not None:
+        smallest = sparse or checkpoint
+        layout = "block-sparse" if smallest is sparse else "dense"
+        gates.append(check_size([file.path for file in smallest.files], limits.max_size, layout))
+    if limits.max_drop is not None:
+        gates.append(check_drop(run, limits.max_drop, limits.metric))
+    files = [file.path for side in (dense, sparse) if side is not None for file in side.files]
+    gates.append(check_agreement(dense, sparse))
+    gates.append(check_hashes(checkpoint.folder, run, files))
+    gates.append(check_kept_blocks(checkpoint.folder, report, sparse))
+    return CheckResult(str(path), tuple(gates))
+
+
+def _layouts(path: Path) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """The dense and the block-sparse weights at `path`; a folder of an output may have both."""
+    first = open_checkpoint(path)
+    if first.block_sparse:
+        return None, first
+    location = locate(path)
+    inner = Path(path).expanduser() / SPARSE_FOLDER
+    if inner.is_dir() and location.files and location.files[0].parent != inner:
+        return first, open_checkpoint(inner)
+    return first, None
