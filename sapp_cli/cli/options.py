@@ -86,7 +86,15 @@ SparsityOption = Annotated[
         "--sparsity", help="Share of the blocks of each pruned layer to remove, e.g. 0.9.", rich_help_panel=SETTINGS
     ),
 ]
-MethodOption = Annotated[MethodName | None, typer.Option("--method", help="Pruning method.", rich_help_panel=SETTINGS)]
+MethodOption = Annotated[
+    MethodName | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help=f"Pruning method: {', '.join(method.value for method in MethodName)}.",
+        rich_help_panel=SETTINGS,
+    ),
+]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", help="Optimizer steps of the run.", rich_help_panel=SETTINGS)
 ]

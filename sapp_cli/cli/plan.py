@@ -32,7 +32,7 @@ def plan(
     print_config: PrintConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Show everything `prune` would decide, without training: layers and reasons, sparsity, timetable, sizes, memory.
+    """Show everything `prune` would decide, without training: layers and reasons, sparsity, timetable, sizes, memory.
 
     \b
     sapp plan ./my-model -r sentence-embedding --block-size 32

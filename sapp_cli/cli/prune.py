@@ -66,7 +66,7 @@ def prune(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    r"""Fine-tune a checkpoint with the recipe's method until it is block-sparse; export it and report on it.
+    """Fine-tune a checkpoint with the recipe's method until it is block-sparse; export it and report on it.
 
     \b
     sapp prune ./my-model -r sentence-embedding --sparsity 0.8 -o ./my-model-sparse

@@ -10,7 +10,7 @@ import typer
 
 from sapp_cli.cli.options import JsonOption
 
-app = typer.Typer(help="List and copy the shipped recipes.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="List and copy the shipped recipes.", no_args_is_help=True, rich_markup_mode="rich")
 
 
 @app.command("ls")
@@ -35,7 +35,7 @@ def copy(
     ] = Path(),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
-    r"""Copy a shipped recipe, and the Python file it names, to change it.
+    """Copy a shipped recipe, and the Python file it names, to change it.
 
     \b
     sapp recipes cp digits my-recipe.yaml

@@ -3,39 +3,167 @@
 from __future__ import annotations
 
 import json
+import sys
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sapp_cli.cli.options import BlockSizeOption, JsonOption, parse_block_size
 
+if TYPE_CHECKING:
+    from sapp_cli.checkpoint.source import Checkpoint
+    from sapp_cli.report.comparison import Comparison
+    from sapp_cli.report.gallery import Gallery
+    from sapp_cli.report.sparsity import SparsityReport
+
+
+class SortKey(str, Enum):
+    """Orders of the layers."""
+
+    NAME = "name"
+    SPARSITY = "sparsity"
+    SIZE = "size"
+    BLOCKS = "blocks"
+
+
+def _print_schema(wanted: bool) -> None:
+    if wanted:
+        from sapp_cli.report.schema import sparsity_schema
+
+        print(json.dumps(sparsity_schema(), indent=2, ensure_ascii=False))
+        raise typer.Exit
+
 
 def report(
     path: Annotated[
-        Path, typer.Argument(help="Any checkpoint, an output of sapp or not.", show_default=False)
+        Path, typer.Argument(metavar="PATH", help="Any checkpoint, an output of sapp or not.", show_default=False)
     ],
     block_size: BlockSizeOption = None,
+    sort: Annotated[
+        SortKey | None,
+        typer.Option("--sort", help="Order of the layers: by name, or the largest value first; else file order."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="OTHER",
+            help="Another checkpoint: blocks kept in both, only here, only there, change of the weights.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="One line a layer, for spreadsheets.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Tables for a pull request.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with pictures, in one file.", show_default=False),
+    ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema",
+            callback=_print_schema,
+            is_eager=True,
+            help="Print the JSON Schema of --json and sparsity.json, and stop.",
+        ),
+    ] = False,
 ) -> None:
-    r"""Show the sparsity of a checkpoint, layer by layer, as counted in its files.
+    """Show the sparsity of a checkpoint, layer by layer, as counted in its files.
 
     \b
-    sapp report ./my-model-sparse
+    sapp report ./my-model-sparse --sort size
     sapp report any.safetensors --block-size 32 --json
+    sapp report ./my-model-sparse --against ./my-model --html report.html
     """
+    formats = [name for name, wanted in (("--json", as_json), ("--csv", as_csv), ("--markdown", as_markdown)) if wanted]
+    if len(formats) > 1:
+        raise typer.BadParameter("stdout takes one of them", param_hint=" and ".join(formats))
+    if as_csv and against is not None:
+        raise typer.BadParameter("a CSV has no room for a comparison; use --json or --markdown", param_hint="--against")
+    block = block_shape(block_size)
+
     from sapp_cli.checkpoint.source import open_checkpoint
-    from sapp_cli.cli.tables import layer_table, stdout
     from sapp_cli.report.inspect import layer_facts
     from sapp_cli.report.measure import measure
 
-    block = parse_block_size(block_size)
-    if isinstance(block, str) or block == 0 or (isinstance(block, list) and 0 in block):
-        raise typer.BadParameter(f"'{block_size}' is no block; write 16, or 16x32", param_hint="--block-size")
     checkpoint = open_checkpoint(path)
-    shape = (block, block) if isinstance(block, int) else (block[0], block[1]) if block else None
-    found = measure(checkpoint, layer_facts(checkpoint, shape))
-    if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    facts = layer_facts(checkpoint, block)
+    gallery = None
+    if html is not None:
+        from sapp_cli.report.gallery import Gallery
+
+        gallery = Gallery()
+    found = measure(checkpoint, facts, gallery.add if gallery else None).ordered(sort.value if sort else None)
+    comparison = None
+    if against is not None:
+        from sapp_cli.report.comparison import compare
+
+        other = open_checkpoint(against)
+        comparison = compare(checkpoint, facts, other, layer_facts(other, block))
+    if gallery is not None and html is not None:
+        _write_page(html, path, checkpoint, found, gallery, comparison)
+    _print(found, comparison, formats[0] if formats else "table", checkpoint)
+
+
+def block_shape(text: str | None) -> tuple[int, int] | None:
+    """(br, bc) of "16" or "16x32"; raises BadParameter for anything else."""
+    block = parse_block_size(text)
+    sides = [block, block] if isinstance(block, int) else block
+    if sides is None:
+        return None
+    if isinstance(sides, str) or min(sides) < 1:
+        raise typer.BadParameter(f"'{text}' is no block; write 16, or 16x32", param_hint="--block-size")
+    return sides[0], sides[1]
+
+
+def _print(found: SparsityReport, comparison: Comparison | None, form: str, checkpoint: Checkpoint) -> None:
+    if form == "--json":
+        document = found.as_json() | ({"against": comparison.as_json()} if comparison else {})
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    elif form == "--csv":
+        from sapp_cli.report.texts import as_csv
+
+        print(as_csv(found), end="")
+    elif form == "--markdown":
+        from sapp_cli.report.run import home_of, read_run
+        from sapp_cli.report.texts import as_markdown
+
+        run = read_run(home_of(checkpoint))
+        print(as_markdown(str(checkpoint.path), found, run, comparison), end="")
     else:
-        stdout().print(layer_table(found, reasons=False))
+        _print_tables(found, comparison)
+
+
+def _print_tables(found: SparsityReport, comparison: Comparison | None) -> None:
+    from sapp_cli.cli.report_table import comparison_table, layer_table
+    from sapp_cli.cli.tables import stdout
+    from sapp_cli.report.wording import printable
+
+    console = stdout()
+    console.print(layer_table(found, reasons=False, width=console.width))
+    if comparison is None:
+        return
+    console.print()
+    console.print(f"against {printable(comparison.path)}", markup=False)
+    console.print(comparison_table(comparison, console.width))
+    for where, names in (("here", comparison.only_here), ("there", comparison.only_there)):
+        if names:
+            console.print(f"layers only {where}: {', '.join(map(printable, names))}", markup=False)
+
+
+def _write_page(
+    html: Path,
+    path: Path,
+    checkpoint: Checkpoint,
+    found: SparsityReport,
+    gallery: Gallery,
+    comparison: Comparison | None,
+) -> None:
+    from sapp_cli.report.html import write_html
+    from sapp_cli.report.run import home_of, read_run
+
+    write_html(html, path.resolve().name, found, gallery, read_run(home_of(checkpoint)), comparison)
+    print(f"wrote {html}", file=sys.stderr)

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
+from sapp_cli.cli.report_table import layer_table
 
 if TYPE_CHECKING:
     from sapp_cli.pipeline import PruneResult
     from sapp_cli.planning import Plan
-
-NAME_WIDTH = 44
 
 
 def stdout() -> Console:
@@ -23,14 +21,6 @@ def stdout() -> Console:
     if not console.is_terminal:
         console = Console(highlight=False, width=160, soft_wrap=True)
     return console
-
-
-def cut_in_the_middle(text: str, width: int = NAME_WIDTH) -> str:
-    """The beginning and the end of a long name: "encoder.la…output.dense.weight"."""
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 3
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def megabytes(size: int) -> str:
@@ -43,46 +33,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def layer_table(report: SparsityReport, reasons: bool) -> Table:
-    """One row a layer, totals at the end."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer", no_wrap=True)
-    table.add_column("matrix", justify="right", no_wrap=True)
-    for column in ("block", "kept / blocks", "sparsity", "target", "dense", "sparse"):
-        table.add_column(column, justify="right", no_wrap=True)
-    if reasons:
-        table.add_column("why", overflow="fold")
-    for layer in report.layers:
-        table.add_row(*_row(layer), *([layer.reason] if reasons else []), style=None if layer.pruned else "dim")
-    model = report.model
-    table.add_section()
-    totals = [
-        ("pruned layers, blocks", report.pruned_block_sparsity, None, None),
-        ("all prunable weights", model.prunable_sparsity, None, None),
-        ("whole model", model.sparsity, model.bytes_dense, model.bytes_sparse),
-    ]
-    for name, share, dense, sparse in totals:
-        sizes = ("", "") if dense is None or sparse is None else (megabytes(dense), megabytes(sparse))
-        table.add_row(name, "", "", "", percent(share), "", *sizes, style="bold")
-    return table
-
-
-def _row(layer: LayerSparsity) -> tuple[str, ...]:
-    return (
-        cut_in_the_middle(layer.name),
-        "×".join(map(str, layer.shape)),
-        "×".join(map(str, layer.block)) if layer.block else "–",
-        f"{layer.kept_blocks:,} / {layer.blocks:,}" if layer.blocks is not None else "–",
-        percent(layer.block_sparsity if layer.block_sparsity is not None and layer.pruned else layer.sparsity),
-        percent(layer.target) if layer.target is not None else "–",
-        megabytes(layer.bytes_dense),
-        megabytes(layer.bytes_sparse) if layer.pruned else "–",
-    )
-
-
 def print_plan(console: Console, plan: Plan) -> None:
     """Layers with their reasons, timetable, sizes, memory."""
-    console.print(layer_table(plan.report, reasons=True))
+    console.print(layer_table(plan.report, reasons=True, width=console.width))
     console.print()
     model, targets = plan.report.model, plan.targets
     console.print(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sapp_cli.checkpoint.locate import locate
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.report.gates import CheckResult, Gate, Weights, check_drop, check_size, check_sparsity
 from sapp_cli.report.inspect import layer_facts
 from sapp_cli.report.integrity import check_agreement, check_hashes, check_kept_blocks
 from sapp_cli.report.measure import measure
-from sapp_cli.report.run import read_run
+from sapp_cli.report.run import home_of, read_run
 
 SPARSE_FOLDER = "sparse"
 
@@ -33,7 +32,8 @@ def check(path: Path, limits: Limits) -> CheckResult:
     checkpoint = dense or sparse
     assert checkpoint is not None  # `_layouts` opens at least one
     report = measure(checkpoint, layer_facts(checkpoint, None))
-    run = read_run(checkpoint.folder)
+    home = home_of(checkpoint)
+    run = read_run(home)
     gates: list[Gate] = []
     if limits.min_sparsity is not None:
         gates.append(check_sparsity(report, limits.min_sparsity, limits.sparsity_of))
@@ -45,18 +45,17 @@ def check(path: Path, limits: Limits) -> CheckResult:
         gates.append(check_drop(run, limits.max_drop, limits.metric))
     files = [file.path for side in (dense, sparse) if side is not None for file in side.files]
     gates.append(check_agreement(dense, sparse))
-    gates.append(check_hashes(checkpoint.folder, run, files))
-    gates.append(check_kept_blocks(checkpoint.folder, report, sparse))
+    gates.append(check_hashes(home, run, files))
+    gates.append(check_kept_blocks(home, report, sparse))
     return CheckResult(str(path), tuple(gates))
 
 
 def _layouts(path: Path) -> tuple[Checkpoint | None, Checkpoint | None]:
     """The dense and the block-sparse weights at `path`; a folder of an output may have both."""
     first = open_checkpoint(path)
-    if first.block_sparse:
-        return None, first
-    location = locate(path)
     inner = Path(path).expanduser() / SPARSE_FOLDER
-    if inner.is_dir() and location.files and location.files[0].parent != inner:
+    if first.block_sparse or first.files[0].path.parent == inner:
+        return None, first
+    if any(inner.glob("*.safetensors")):
         return first, open_checkpoint(inner)
     return first, None

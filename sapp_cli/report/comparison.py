@@ -28,7 +28,9 @@ class LayerComparison:
     kept_in_both: int | None
     only_here: int | None
     only_there: int | None
-    change: float | None  # ‖here − there‖ / ‖there‖; None where there is nothing but zeros, or values that are not finite
+    change: (
+        float | None
+    )  # ‖here − there‖ / ‖there‖; None where there is nothing but zeros, or values that are not finite
     problem: str | None  # why the layer cannot be compared
 
 

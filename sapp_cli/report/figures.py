@@ -27,7 +27,9 @@ from sapp_cli.report.sparsity import LayerSparsity
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-COLOURS = {name: f"#00000{digit}" for digit, name in enumerate(("ink", "muted", "rule", "accent", "second", "faint"), 1)}
+COLOURS = {
+    name: f"#00000{digit}" for digit, name in enumerate(("ink", "muted", "rule", "accent", "second", "faint"), 1)
+}
 """Colours that no drawing has, each standing for a variable of the page's style: #000001 becomes var(--ink)."""
 PHASE_COLOURS = {"dense": "#000007", "sparsification": "#000008", "sparse": "#000009"}
 VARIABLES = {code: name for name, code in COLOURS.items()} | {
@@ -159,7 +161,9 @@ def draw_norms(views: Sequence[LayerView]) -> Drawing | None:
         each.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     middle = np.median(norms_of([view for _, view in with_norms]))
-    text = f"{int(histogram.sum()):,} blocks in {len(with_norms)} layers; the middle layer's median norm is {middle:.3g}."
+    text = (
+        f"{int(histogram.sum()):,} blocks in {len(with_norms)} layers; the middle layer's median norm is {middle:.3g}."
+    )
     return _draw("norms", "Distribution of the block norms", text, paint, (10.4, 3.0), (4.2, 5.0))
 
 
@@ -174,7 +178,7 @@ def kept_blocks_png(view: LayerView, colour: tuple[float, float, float]) -> str:
     pixels[..., :3] = colour
     pixels[..., 3] = np.where(view.shares > 0, 0.12 + 0.88 * view.shares, 0)
     file = io.BytesIO()
-    imsave(file, pixels, format="png", metadata={"Software": None})
+    imsave(file, pixels, format="png", metadata={"Software": "sapp"})
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -190,7 +194,14 @@ def _plot_loss(axes: Axes, run: RunRecord) -> None:
     axes.plot(steps, losses, color=COLOURS["second"], linewidth=1.4)
     evaluated = run.evaluations.get("loss", ())
     if evaluated:
-        axes.plot(*zip(*evaluated, strict=True), color=COLOURS["ink"], linestyle="none", marker="o", markersize=3.5, clip_on=False)
+        axes.plot(
+            *zip(*evaluated, strict=True),
+            color=COLOURS["ink"],
+            linestyle="none",
+            marker="o",
+            markersize=3.5,
+            clip_on=False,
+        )
     values = [*losses, *(value for _, value in evaluated)]
     if values and min(values) > 0 and max(values) > 20 * min(values):
         _logarithmic(axes, "y", min(values), max(values))
@@ -247,18 +258,19 @@ def _draw(
     for name, size in (("wide", wide), ("narrow", narrow)):
         with mpl.rc_context():
             mpl.rcdefaults()  # whatever matplotlibrc the user has
-            mpl.rcParams.update(STYLE)
+            for key_of_style, value in STYLE.items():
+                mpl.rcParams[key_of_style] = value  # type: ignore[index]
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasSVG(figure)
             paint(figure, name == "narrow")
             file = io.StringIO()
-            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+            figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator")))
         found.append(_themed(file.getvalue(), f"{key}-{name}", title, description))
     return Drawing(*found)
 
 
 def _themed(svg: str, key: str, title: str, description: str) -> str:
-    """matplotlib's document as an element of a page: named, described, without sizes, ids or colours of its own."""
+    """The document of matplotlib as an element of a page: named, described, without sizes, ids or colours of its own."""
     for prefix, uri in (("", SVG), ("xlink", XLINK)):
         ElementTree.register_namespace(prefix, uri)
     root = ElementTree.fromstring(svg)
@@ -273,12 +285,18 @@ def _themed(svg: str, key: str, title: str, description: str) -> str:
         if "id" in element.attrib:
             element.set("id", f"{key}-{element.attrib['id']}")
         for name, value in list(element.attrib.items()):
-            value = re.sub(r"url\(#", f"url(#{key}-", value)
-            value = re.sub(r"^#", f"#{key}-", value) if name.endswith("href") else value
-            value = re.sub(r"#00000\d", lambda code: f"var(--{VARIABLES[code.group()]})", value)
-            element.set(name, re.sub(r"'DejaVu Sans'[^;]*|font-family:[^;]*", "inherit", value))
+            element.set(name, _rewritten(name, value, key))
     for index, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{key}-{'title' if index == 0 else 'text'}"})
         element.text = text
         root.insert(index, element)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _rewritten(name: str, value: str, key: str) -> str:
+    """An attribute with references to the new ids, the page's colours and the page's typeface."""
+    if name.endswith("href"):
+        return re.sub(r"^#", f"#{key}-", value)
+    value = value.replace("url(#", f"url(#{key}-")
+    value = re.sub(r"#00000\d", lambda code: f"var(--{VARIABLES[code.group()]})", value)
+    return re.sub(r"font-family:[^;]*", "font-family: inherit", value)

@@ -79,19 +79,29 @@ def check_size(files: Sequence[Path], limit: int, layout: str) -> Gate:
 def check_drop(run: RunRecord | None, limit: float, name: str | None) -> Gate:
     """A metric of the run that became worse by at most this much, absolute. Without such a metric the gate is not met."""
     if run is None or not run.metrics:
-        return Gate("max-drop", "not met", "there are no metrics to judge by: no manifest.json of sapp with them", None, limit)
+        return Gate(
+            "max-drop", "not met", "there are no metrics to judge by: no manifest.json of sapp with them", None, limit
+        )
     name = name or next(iter(run.metrics))
     metric = run.metrics.get(name)
     if metric is None:
         known = ", ".join(map(printable, run.metrics))
-        return Gate("max-drop", "not met", f"manifest.json has no metric '{printable(name)}', only {known}", None, limit)
+        return Gate(
+            "max-drop", "not met", f"manifest.json has no metric '{printable(name)}', only {known}", None, limit
+        )
     figures = f"{printable(name)} {metric_text(metric.dense)} → {metric_text(metric.pruned)}"
     if not math.isfinite(metric.dense) or not math.isfinite(metric.pruned):
         return Gate("max-drop", "not met", f"{figures} is not a finite number", None, limit)
     # As decimals, so that from 0.97 to 0.96 it is 0.01, and not a hair more.
     before, after = Decimal(repr(metric.dense)), Decimal(repr(metric.pruned))
     drop = before - after if metric.higher_is_better else after - before
-    change = f"{metric_text(float(drop))} worse" if drop > 0 else f"{metric_text(float(-drop))} better" if drop else "no change"
+    change = (
+        f"{metric_text(float(drop))} worse"
+        if drop > 0
+        else f"{metric_text(float(-drop))} better"
+        if drop
+        else "no change"
+    )
     better = "higher" if metric.higher_is_better else "lower"
     text = f"{figures} ({better} is better): {change}, at most {limit:g} worse asked"
     return Gate("max-drop", _outcome(drop <= Decimal(repr(limit))), text, float(drop), limit)

@@ -87,8 +87,8 @@ def html_report(
         name=printable(name),
         subtitle=_subtitle(report, run),
         version=__version__,
-        style=Markup(style),  # noqa: S704  (ours, from the package)
-        script=Markup(script),  # noqa: S704
+        style=Markup(style),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headline=list(_headline(report, run)),
         layers=report.layers,
@@ -120,7 +120,7 @@ def _source(environment: Environment, file: str) -> str:
 
 def _marked(drawing: Drawing | None) -> Drawing | None:
     """The drawing as markup: matplotlib has escaped every text in it."""
-    return None if drawing is None else Drawing(Markup(drawing.wide), Markup(drawing.narrow))  # noqa: S704
+    return None if drawing is None else Drawing(Markup(drawing.wide), Markup(drawing.narrow))
 
 
 def _shown_views(report: SparsityReport, gallery: Gallery) -> list[LayerView]:
@@ -142,7 +142,9 @@ def _headline(report: SparsityReport, run: RunRecord | None) -> Iterator[Headlin
     if report.pruned:
         smaller = times_smaller(model.bytes_dense, model.bytes_sparse)
         sizes = f"{size_text(model.bytes_dense)} → {size_text(model.bytes_sparse)}".replace(" ", NO_BREAK)
-        yield Headline("size, dense → block-sparse", sizes, smaller or "not smaller", "good" if smaller else "bad", True)
+        yield Headline(
+            "size, dense → block-sparse", sizes, smaller or "not smaller", "good" if smaller else "bad", True
+        )
         layers = "1 pruned layer" if len(report.pruned) == 1 else f"{len(report.pruned)} pruned layers"
         yield Headline("blocks removed", percent(report.pruned_block_sparsity), f"of {layers}")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +12,7 @@ from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
+from sapp_cli.report.run import home_of
 from sapp_cli.report.sparsity import LayerFacts
 
 SPARSITY_FILE = "sparsity.json"
@@ -39,12 +41,15 @@ def layer_facts(checkpoint: Checkpoint, block: tuple[int, int] | None) -> list[L
     `block`: see every weight in blocks of this size; None takes those of the run, or of the file, and 16×16 for the rest.
     Raises CheckpointError for a sparsity.json that is none, or that speaks of weights of other shapes.
     """
-    known = recorded_layers(checkpoint.folder) or {}
+    home = home_of(checkpoint)
+    known = recorded_layers(home) or {}
     stored = {*checkpoint.dense_names(), *checkpoint.tied}
     names = dict.fromkeys(name for name in known if name in stored)
     for name in checkpoint.dense_names():
         if name in checkpoint.block_sparse or (not known and _is_weight(checkpoint, name)):
             names.setdefault(name)
+    if home is not None:
+        _check_layouts(home / SPARSITY_FILE, checkpoint, known)
     return [_facts(checkpoint, name, known.get(name), block) for name in names]
 
 
@@ -111,6 +116,15 @@ def _is_expert(checkpoint: Checkpoint, name: str) -> bool:
     return ".experts." in name and len(checkpoint.shape(name)) == 3
 
 
+def _check_layouts(path: Path, checkpoint: Checkpoint, known: Mapping[str, Recorded]) -> None:
+    """Raise CheckpointError for a recorded layout that the weight's shape cannot have."""
+    stored = {*checkpoint.dense_names(), *checkpoint.tied}
+    for name in stored & known.keys():
+        layout, shape = known[name].layout, checkpoint.shape(name)
+        if layout is not None and len(shape) != 2 and (layout != "conv" or len(shape) < 2):
+            raise damaged(path, f"layout {layout} does not fit its shape {list(shape)}", name)
+
+
 def _facts(checkpoint: Checkpoint, name: str, known: Recorded | None, block: tuple[int, int] | None) -> LayerFacts:
     shape = checkpoint.shape(name)
     entry = checkpoint.block_sparse.get(checkpoint.tied.get(name, name))
@@ -120,9 +134,6 @@ def _facts(checkpoint: Checkpoint, name: str, known: Recorded | None, block: tup
         kind = known.layout if known else None
     if entry is not None:
         kind = entry.layout.kind
-    if kind is not None and len(shape) != 2 and (kind != "conv" or len(shape) < 2):
-        assert checkpoint.folder is not None  # only a sparsity.json can be this wrong, and it lies in a folder
-        raise damaged(checkpoint.folder / SPARSITY_FILE, f"layout {kind} does not fit its shape {list(shape)}", name)
     layout = MatrixLayout(kind, shape) if kind and 0 not in shape else None
     own = (known.block if known else None) or (entry.grid.block if entry else None)
     as_decided = block in (None, own)

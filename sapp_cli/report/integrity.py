@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -45,7 +46,7 @@ def check_hashes(folder: Path | None, run: RunRecord | None, files: Iterable[Pat
         return Gate(name, "does not apply", f"there is no {MANIFEST} of sapp")
     if not run.outputs:
         return Gate(name, "not met", f"{MANIFEST} names no files")
-    problems = []
+    folder, problems = folder.absolute(), []
     for file, expected in run.outputs.items():
         relative = PurePosixPath(file)
         if relative.is_absolute() or ".." in relative.parts or "\\" in file:
@@ -54,11 +55,12 @@ def check_hashes(folder: Path | None, run: RunRecord | None, files: Iterable[Pat
             problems.append(f"{quoted(file)} is missing")
         elif sha256_file(folder / file) != expected:
             problems.append(f"{quoted(file)} is not the file that was written")
-    unknown = [file for file in files if file.relative_to(folder).as_posix() not in run.outputs]
-    problems += [f"{quoted(file.relative_to(folder).as_posix())} is not in it" for file in unknown]
+    read = [Path(os.path.relpath(file.absolute(), folder)).as_posix() for file in files]
+    problems += [f"{quoted(file)} is not in it" for file in read if file not in run.outputs]
     if problems:
         return Gate(name, "not met", f"files do not match {MANIFEST}: {_listed(problems)}")
-    return Gate(name, "met", f"{len(run.outputs)} files have the SHA-256 that {MANIFEST} names")
+    count = "1 file has" if len(run.outputs) == 1 else f"{len(run.outputs)} files have"
+    return Gate(name, "met", f"{count} the SHA-256 that {MANIFEST} names")
 
 
 def check_kept_blocks(folder: Path | None, report: SparsityReport, sparse: Checkpoint | None) -> Gate:

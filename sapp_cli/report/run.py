@@ -10,7 +10,8 @@ from typing import Any
 
 from sapp_cli.checkpoint.damage import damaged
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, parse_object, read_object
-from sapp_cli.checkpoint.output import MANIFEST
+from sapp_cli.checkpoint.output import MANIFEST, is_output
+from sapp_cli.checkpoint.source import Checkpoint
 
 METRICS_FILE = "metrics.jsonl"
 LOG_LIMIT = 256_000_000
@@ -58,6 +59,21 @@ class RunRecord:
     def shown_evaluations(self) -> list[str]:
         """The metrics that a drawing of the run has room for, beside the loss."""
         return [name for name, points in self.evaluations.items() if points and name != "loss"][:2]
+
+
+def home_of(checkpoint: Checkpoint) -> Path | None:
+    """The output folder that a checkpoint's files belong to; where there is none, the folder it knows of, if any.
+
+    An output's weights may be named by themselves (OUT/sparse, OUT/model.safetensors): the manifest says that they are its.
+    """
+    files = [file.path.absolute() for file in checkpoint.files]
+    for folder in (files[0].parent, files[0].parent.parent):
+        path = folder / MANIFEST
+        if is_output(folder):
+            outputs = _object(path, read_object(path, "the manifest", CONFIG_LIMIT), "outputs")
+            if all(file.is_relative_to(folder) and file.relative_to(folder).as_posix() in outputs for file in files):
+                return folder
+    return checkpoint.folder
 
 
 def read_run(folder: Path | None) -> RunRecord | None:

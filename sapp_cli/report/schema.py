@@ -18,7 +18,7 @@ def sparsity_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Sparsity of a checkpoint, version 1",
-        "description": "sparsity.json, `sapp report --json` and `sapp plan --json` (expected figures, with schedule and memory)",
+        "description": "sparsity.json, `sapp report --json`, and with expected figures `sapp plan --json`",
         "type": "object",
         "properties": {
             "version": {"const": VERSION},
@@ -45,7 +45,9 @@ def _model() -> dict[str, Any]:
         "parameters": _about(COUNT, "entries of all floating tensors, ties once"),
         "nonzero": _about(COUNT, "of these, the ones that are not zero"),
         "sparsity": _about(SHARE, "share of the parameters that is zero"),
-        "prunable_parameters": _about(COUNT, "entries of all Linear and convolution weights, those left dense included"),
+        "prunable_parameters": _about(
+            COUNT, "entries of all Linear and convolution weights, those left dense included"
+        ),
         "prunable_sparsity": _about(SHARE, "share of the prunable parameters that is zero"),
         "bytes_dense": _about(COUNT, "of all tensors"),
         "bytes_sparse": _about(COUNT, "of all tensors, the pruned layers stored block-sparse"),

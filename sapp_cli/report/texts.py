@@ -112,5 +112,3 @@ def _code(name: str) -> str:
     if "`" in shown or "|" in shown or not shown.strip():
         return f"<code>{_text(shown)}</code>"
     return f"`{shown}`"
-
-

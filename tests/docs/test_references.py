@@ -1,0 +1,157 @@
+"""The reference pages name what the code has, all of it and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from sapp_cli.cli.main import app
+from sapp_cli.core.schedule import PRESETS
+from sapp_cli.errors import SappError
+from sapp_cli.recipe.keys import all_keys, section_at
+from sapp_cli.recipe.load import load_recipe
+from sapp_cli.recipe.names import key_path
+from sapp_cli.recipe.schema import PruneSection
+from scripts import make_recipe_reference
+from tests.docs.pages import DOCS, README, REPOSITORY, blocks, names, section, table
+
+CLI, METHOD, RECIPES = DOCS / "cli.md", DOCS / "method.md", DOCS / "recipes.md"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+
+
+def verbs(command: click.Command, name: str = "sapp") -> Iterator[tuple[str, click.Command]]:
+    """Every verb with its whole name."""
+    if hasattr(command, "commands"):
+        for inner, sub in command.commands.items():
+            yield from verbs(sub, f"{name} {inner}")
+    else:
+        yield name, command
+
+
+VERBS = dict(verbs(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_flags_of_a_verb(verb: str) -> None:
+    text = section(CLI, f"### {verb}")
+    documented = {name for row in table(text, "flag") for name in names(row[0])} if "| flag |" in text else set()
+    has = {
+        flag
+        for parameter in VERBS[verb].params
+        if parameter.param_type_name == "option"
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
+    assert documented == has - {"--help", "-h"}
+
+
+def test_the_table_of_verbs() -> None:
+    rows = table(CLI.read_text(encoding="utf-8"), "verb")
+    shown = [usage.split() for row in rows for usage in names(row[0])]
+    assert {" ".join(words[: 3 if words[1] == "recipes" else 2]) for words in shown} == set(VERBS)
+
+
+def test_the_exit_codes() -> None:
+    def codes(error: type[SappError]) -> set[int]:
+        return {error.exit_code}.union(*map(codes, error.__subclasses__()))
+
+    text = section(CLI, "## Exit codes")
+    assert {int(row[0]) for row in table(text, "code")} == codes(SappError) | {0, 130}
+
+
+def test_the_page_of_recipe_keys_is_up_to_date() -> None:
+    page = RECIPES.read_text(encoding="utf-8")
+    assert make_recipe_reference.with_reference(page) == page, "run python scripts/make_recipe_reference.py"
+    rows = [row for part in page.split("\n### ")[1:] for row in table(part, "key")]
+    documented = [names(row[0]).pop() for row in rows]
+    assert documented == [key for key in all_keys() if "." in key]
+    assert all(all(row[i] for i in (1, 3)) for row in rows), "a key without its type or its meaning"
+
+
+def test_a_key_shows_what_it_allows_its_default_and_its_meaning() -> None:
+    line = next(line for line in make_recipe_reference.reference().splitlines() if "`prune.sparsity`" in line)
+    assert line == (
+        "| `prune.sparsity` | a number from 0 to below 1 | `0.9` | "
+        "Share of the blocks of each pruned layer that is removed. |"
+    )
+
+
+def test_a_page_without_markers_is_refused() -> None:
+    with pytest.raises(SystemExit, match="lacks the markers"):
+        make_recipe_reference.with_reference("# Recipes\n")
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in blocks(RECIPES) if block.language == "yaml"], ids=lambda b: b.line
+)
+def test_shown_recipes_load(block, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(block.text, encoding="utf-8")
+    length = [] if "train:" in block.text else ["train.steps=1000"]
+    assert load_recipe(path, length).recipe.train.steps == 1000
+
+
+def test_the_presets_in_the_method() -> None:
+    rows = table(section(METHOD, "## Phases"), "`prune.phases`")
+    assert {names(row[0]).pop() for row in rows} == set(PRESETS)
+    for name, dense, rounds, final in rows:
+        timetable = PRESETS[names(name).pop()]
+        assert dense == f"{float(timetable.dense):.0%}".replace("%", " %")
+        assert final == f"{float(timetable.final_sparse):.0%}".replace("%", " %")
+        assert f"{float(timetable.last_round):.0%}".replace("%", " %") in rounds
+
+
+def test_the_methods_in_the_method_and_the_readme() -> None:
+    known = set(PruneSection.model_fields["method"].annotation.__args__)
+    for text, column in ((METHOD.read_text(encoding="utf-8"), "method"), (README.read_text("utf-8"), "`--method`")):
+        assert {names(row[0]).pop() for row in table(text, column)} == known
+
+
+def test_the_symbols_of_the_method_are_in_their_files() -> None:
+    for symbol, here, place in table(section(METHOD, "## Symbols"), "paper"):
+        sources = "".join(
+            (REPOSITORY / file).read_text(encoding="utf-8") for file in re.findall(r"`(\w+/[\w/]+\.py)`", place)
+        )
+        assert sources, symbol
+        for name in {word for code in names(here) for word in re.findall(r"[A-Za-z_]{4,}", code)}:
+            assert re.search(rf"\b{name}\b", sources), f"{symbol}: {name} is not in {place}"
+
+
+def test_the_keys_of_open_choices_exist() -> None:
+    rows = table(section(METHOD, "## What the paper leaves open"), "choice")
+    for key in {key for row in rows for key in names(row[1])}:
+        assert key in all_keys() or section_at(key_path(key)), key
+
+
+def test_the_lemmas_are_tested_where_the_method_says() -> None:
+    source = (REPOSITORY / "tests/core/test_masks.py").read_text(encoding="utf-8")
+    found = [names(row[2]).pop() for row in table(METHOD.read_text(encoding="utf-8"), "lemma")]
+    assert len(found) == 3
+    assert all(f"def {test}(" in source for test in found)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.is_file(), f"{page.name} links to {link}, which is not there"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_the_repository_that_a_page_names_exist(page: Path) -> None:
+    for path in re.findall(r"`((?:sapp_cli|scripts|tests|recipes)/[\w./-]+)`", page.read_text(encoding="utf-8")):
+        assert (REPOSITORY / path).exists(), f"{page.name} names {path}"
