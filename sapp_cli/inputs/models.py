@@ -15,27 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sapp_cli.bits import TORCH_DTYPES, from_bits
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.errors import CheckpointError, UsageError
 from sapp_cli.inputs.hugging_face import offline_transformers
 from sapp_cli.recipe.factory import load_factory
 from sapp_cli.recipe.schema import ModelSection
-
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""The names of safetensors."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +77,9 @@ class _Built:
 
 def dense_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     """A tensor of the checkpoint, block-sparse ones filled in; floating values in fp32, all others as they are stored."""
-    if TORCH_DTYPES.get(checkpoint.dtype(name), torch.int64).is_floating_point:
-        return torch.from_numpy(np.ascontiguousarray(checkpoint.dense_float32(name)))
-    return torch.from_numpy(np.array(checkpoint.dense_array(name)))
+    if TORCH_DTYPES[checkpoint.dtype(name)].is_floating_point:
+        return torch.from_numpy(np.array(checkpoint.dense_float32(name)))
+    return from_bits(checkpoint.dense_array(name), checkpoint.dtype(name))
 
 
 def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[str, Tensor]) -> _Built:
@@ -137,7 +122,7 @@ def _from_transformers(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> _
             )
         except Exception as error:  # whatever the library makes of a config or weights that do not fit
             raise CheckpointError(f"{checkpoint.path}: {cls.__name__} cannot load it: {_first_line(error)}") from error
-    mismatched = [f"'{key[0]}' is {tuple(key[1])}, the model wants {tuple(key[2])}" for key in info["mismatched_keys"]]
+    mismatched = [f"'{key[0]}' is {tuple(key[1])}, the model wants {tuple(key[2])}" for key in sorted(info["mismatched_keys"])]
     if mismatched:
         raise CheckpointError(
             f"{checkpoint.path} does not fit the {cls.__name__} of its config.json:\n"

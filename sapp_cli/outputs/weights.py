@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sapp_cli.bits import TORCH_DTYPES, to_bits
 from sapp_cli.checkpoint.block_sparse import Mask, gather, kept_blocks, to_matrix
 from sapp_cli.checkpoint.block_sparse_file import block_sparse_metadata, block_sparse_out
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits
@@ -24,7 +25,7 @@ from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.checkpoint.write import ShardOut, TensorOut, shard_by_size, write_sharded
 from sapp_cli.errors import TrainingError
 from sapp_cli.grid import BlockGrid, MatrixLayout
-from sapp_cli.inputs.models import TORCH_DTYPES, LoadedModel
+from sapp_cli.inputs.models import LoadedModel
 from sapp_cli.layers import AttachedLayer
 
 Layout = Literal["both", "dense", "bsr"]
@@ -151,7 +152,7 @@ class PrunedWeights:
 
     def _bits(self, name: str) -> Bits:
         """The tensor as it will be stored; raises TrainingError for a value its dtype cannot hold."""
-        return to_bits(self._state[self._model_name(name)], self._dtype(name), name)
+        return to_bits(cast(self._state[self._model_name(name)], self._dtype(name), name))
 
     def _dense(self, name: str) -> TensorOut:
         model_name = self._model_name(name)
@@ -168,20 +169,12 @@ class PrunedWeights:
         return block_sparse_out(weight.name, self._dtype(weight.name), weight.grid, weight.kept, values)
 
 
-def to_bits(tensor: Tensor, dtype: str, name: str) -> Bits:
-    """The tensor cast to a storage dtype, as NumPy sees it: bf16 and fp8 as unsigned integers of their width.
-
-    Raises TrainingError where a value is not finite, or no longer is after the cast.
-    """
-    cast = tensor.detach().to("cpu", TORCH_DTYPES[dtype]).contiguous()
-    if cast.is_floating_point() and not bool(torch.isfinite(cast.float()).all()):
+def cast(tensor: Tensor, dtype: str, name: str) -> Tensor:
+    """The tensor in a storage dtype. Raises TrainingError where a value is not finite, or no longer is after the cast."""
+    stored = tensor.detach().to("cpu", TORCH_DTYPES[dtype])
+    if stored.is_floating_point() and not bool(torch.isfinite(stored.float()).all()):
         raise TrainingError(
             f"'{name}' holds values that {dtype} cannot: the largest is {float(tensor.detach().abs().max()):g}. "
             "Training diverged: lower optimizer.lr"
         )
-    if cast.dtype == torch.bfloat16:
-        return cast.view(torch.int16).numpy().view(np.uint16)
-    if cast.is_floating_point() and cast.element_size() == 1:
-        return cast.view(torch.uint8).numpy()
-    bits: Bits = cast.numpy()
-    return bits
+    return stored

@@ -27,8 +27,8 @@ MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 SHORTER = {
     ("prune", "runs/demo/dense.safetensors"): "--steps 20 --set train.evaluate_every=null",
     ("prune", "runs/minilm"): "--steps 10 --set data.batch_size=2 --set train.evaluate_every=null",
-    ("plan", "./my-classifier"): "--set prune.min_blocks=36",
-    ("prune", "./my-classifier"): "--set prune.min_blocks=36 --set data.batch_size=2",
+    ("plan", "./my-classifier"): "--steps 10 --set prune.min_blocks=36",
+    ("prune", "./my-classifier"): "--steps 10 --set prune.min_blocks=36 --set data.batch_size=2",
 }
 """What is added to a command: fewer steps, and layers of the tiny classifier taken in."""
 
@@ -121,22 +121,23 @@ def assert_printed(shown: str, found: str) -> None:
     assert re.fullmatch(pattern, "\n".join(lines)), f"the page shows\n{shown}\nthe command prints\n{found}"
 
 
-def run_python(block: Block, page: Path) -> str:
+def run_python(block: Block, page: Path, names: dict[str, object]) -> str:
+    """What it prints; `names` are those of the blocks before it, as in one session."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse BSR tensor support is in beta", UserWarning)
-        names: dict[str, object] = {}
         exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
     return printed.getvalue()
 
 
 def run_page(page: Path, terminal: Terminal) -> None:
     """Commands and Python of the page, each compared with the output that stands right behind it, if any does."""
+    names: dict[str, object] = {}
     for block, after in pairwise([*blocks(page), Block("", "", 0)]):
         if block.language == "sh":
             printed = "".join(terminal.run(command) for command in block.commands)
         elif block.language == "python":
-            printed = run_python(block, page)
+            printed = run_python(block, page, names)
         else:
             continue
         if after.language == "text":
