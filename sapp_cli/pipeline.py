@@ -43,8 +43,10 @@ from sapp_cli.report.measure import measure
 from sapp_cli.report.sparsity import SparsityReport
 from sapp_cli.training.device import make_accelerator, reproducible
 from sapp_cli.training.evaluation import evaluate
+from sapp_cli.training.keeper import Keeper, open_run
 from sapp_cli.training.loop import StepRecord, count_steps, train
 from sapp_cli.training.objectives import Objective, check_fits, make_objective
+from sapp_cli.training.run_state import RunFolder
 
 
 class Watcher(Protocol):
@@ -89,11 +91,13 @@ def prune(
     *,
     layout: Layout = "both",
     overwrite: bool = False,
+    resume: bool = False,
     max_shard_bytes: int | None = None,
 ) -> PruneResult:
     """Fine-tune the checkpoint with the recipe's method and write OUT: weights, report, manifest, card.
 
-    OUT appears whole or not at all. Raises SappError; whatever can be seen before the first step is seen before it.
+    OUT appears whole or not at all. With `resume` an interrupted run goes on where it stopped, if there is one. Raises
+    SappError; whatever can be seen before the first step is seen before it.
     """
     began = time.perf_counter()
     settings = recipe.recipe
@@ -104,40 +108,34 @@ def prune(
         model = run.loaded.model
         check_fits(run.objective, model, run.data)
         steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
+        check_free_space(out.parent, 2 * run.checkpoint.bytes)
+        inputs = {file.path.name: sha256_file(file.path) for file in run.checkpoint.files}
+        folder = RunFolder(out)
+        state = open_run(folder, settings, inputs, resume=resume, anew=overwrite)
         # A teacher is a model of its own: the student's weights are about to move.
         teacher = run.teacher or (copy.deepcopy(model) if run.objective.needs_teacher else None)
-        check_free_space(out.parent, 2 * run.checkpoint.bytes)
-        with output_folder(out, checkpoint_path, overwrite) as staged:
-            dense = run.evaluate(model, teacher)
-            watcher.say(f"dense: {describe_metrics(dense)}")
-            with located(recipe):
-                pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names)
-            model.to(accelerator.device)
-            watcher.say(describe_layers(pruner.layers))
-            for layer in pruner.layers:
-                watcher.detail(f"  {layer.stored} {tuple(layer.shape)}: {layer.reason}")
-            trained = time.perf_counter()
-            with MetricsLog(staged / "metrics.jsonl", settings.train.log_every) as log:
+        dense = dict(state.about["dense"]) if state else run.evaluate(model, teacher)
+        watcher.say(f"dense: {describe_metrics(dense)}")
+        with located(recipe):
+            pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names)
+        model.to(accelerator.device)
+        watcher.say(describe_layers(pruner.layers))
+        for layer in pruner.layers:
+            watcher.detail(f"  {layer.stored} {tuple(layer.shape)}: {layer.reason}")
+
+        about = {"recipe": settings.model_dump(mode="json"), "inputs": inputs, "dense": dense}
+        keeper = Keeper(folder, settings.train, about, state)
+        with (
+            folder.made(),
+            MetricsLog(folder.log, settings.train.log_every, state.about["log_bytes"] if state else 0) as log,
+        ):
+            if state:
+                watcher.say(f"going on after step {state.step} of {steps}")
+            else:
                 log.evaluation(0, dense)
-
-                def on_step(record: StepRecord) -> None:
-                    log.step(record)
-                    watcher.step(record)
-
-                train(
-                    model,
-                    pruner,
-                    run.objective,
-                    run.data,
-                    settings,
-                    accelerator,
-                    teacher=teacher,
-                    dtypes=run.loaded.dtypes,
-                    on_step=on_step,
-                )
-                trained = time.perf_counter() - trained
-
-                watcher.say("writing and evaluating what was written")
+            seconds = _train(run, pruner, teacher, keeper, log, watcher)
+            watcher.say("writing and evaluating what was written")
+            with output_folder(out, checkpoint_path, overwrite) as staged:
                 weights = PrunedWeights(run.checkpoint, run.loaded, pruner.fold(), pruner.attached)
                 companions = copy_companions(run.checkpoint.folder, staged) if run.checkpoint.folder else []
                 files = _write_weights(weights, staged, layout, max_shard_bytes)
@@ -145,30 +143,60 @@ def prune(
                 written = open_checkpoint(staged)
                 pruned = run.evaluate(load_model(written, settings.model).model.to(accelerator.device), teacher)
                 log.evaluation(steps, pruned)
+                report = measure(written, layer_facts(pruner.layers, run.loaded, run.checkpoint))
+                manifest = Manifest(
+                    method=settings.prune.method,
+                    seed=settings.train.seed,
+                    steps=steps,
+                    phases=pruner.schedule,
+                    inputs=inputs,
+                    outputs={str(file.relative_to(staged)): sha256_file(file) for file in files},
+                    recipe_sha256=recipe.sha256,
+                    masks_sha256=weights.masks_sha256(),
+                    metrics=_before_and_after(dense, pruned, run.objective),
+                    seconds={"training": seconds, "total": time.perf_counter() - began},
+                )
+                sizes = _sizes(run.checkpoint, staged, files)
+                (staged / "metrics.jsonl").write_bytes(folder.log.read_bytes())
+                (staged / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+                write_json(staged / "sparsity.json", report.as_json())
+                write_json(staged / "manifest.json", manifest.as_json())
+                write_card(staged, out.name, report, manifest, sizes, run.architecture, companions)
+        folder.remove()
+    return PruneResult(out, report, manifest.metrics, sizes, time.perf_counter() - began)
 
-            report = measure(written, layer_facts(pruner.layers, run.loaded, run.checkpoint))
-            metrics = {
-                name: Metric(value, pruned[name], run.objective.metrics.get(name, False))
-                for name, value in dense.items()
-            }
-            manifest = Manifest(
-                method=settings.prune.method,
-                seed=settings.train.seed,
-                steps=steps,
-                phases=pruner.schedule,
-                inputs={file.path.name: sha256_file(file.path) for file in run.checkpoint.files},
-                outputs={str(file.relative_to(staged)): sha256_file(file) for file in files},
-                recipe_sha256=recipe.sha256,
-                masks_sha256=weights.masks_sha256(),
-                metrics=metrics,
-                seconds={"training": trained, "total": time.perf_counter() - began},
-            )
-            sizes = _sizes(run.checkpoint, staged, files)
-            (staged / "recipe.yaml").write_text(recipe.dump())
-            write_json(staged / "sparsity.json", report.as_json())
-            write_json(staged / "manifest.json", manifest.as_json())
-            write_card(staged, out.name, report, manifest, sizes, run.architecture, companions)
-    return PruneResult(out, report, metrics, sizes, time.perf_counter() - began)
+
+def _before_and_after(
+    dense: Mapping[str, float], pruned: Mapping[str, float], objective: Objective
+) -> dict[str, Metric]:
+    return {name: Metric(value, pruned[name], objective.metrics.get(name, False)) for name, value in dense.items()}
+
+
+def _train(
+    run: _Run, pruner: Pruner, teacher: nn.Module | None, keeper: Keeper, log: MetricsLog, watcher: Watcher
+) -> float:
+    """Train to the end of the schedule; the seconds it took, those before an interruption included."""
+    seconds = 0.0
+
+    def on_step(record: StepRecord) -> None:
+        nonlocal seconds
+        seconds = record.seconds
+        log.step(record)
+        watcher.step(record)
+
+    train(
+        run.loaded.model,
+        pruner,
+        run.objective,
+        run.data,
+        run.settings,
+        run.accelerator,
+        teacher=teacher,
+        dtypes=run.loaded.dtypes,
+        on_step=on_step,
+        keeper=keeper,
+    )
+    return seconds
 
 
 def _write_weights(weights: PrunedWeights, staged: Path, layout: Layout, max_shard_bytes: int | None) -> list[Path]:

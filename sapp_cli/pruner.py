@@ -74,7 +74,7 @@ class Pruner:
 
         Where a phase begins, the state of `optimizer` is forgotten if one is given ("crucial", paper App. C.1).
         """
-        self._hold()
+        self.hold()
         moment = self.schedule.at(step)
         if moment.begins:
             self._begin(moment)
@@ -86,15 +86,32 @@ class Pruner:
             self._remember(moment)
         return moment
 
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Put the weights and logits of pruned blocks back to what they were when pruned, bit by bit.
+
+        Decay and momentum move them in an optimizer's step; `step` and `fold` undo that before they look at anything.
+        """
+        for name, held in self._held.items():
+            held.restore(self.attached[name])
+
+    @torch.no_grad()
+    def restore(self, steps_done: int, masks: Mapping[str, Tensor]) -> None:
+        """Go on from a saved run: the model's state is loaded already, `masks` {layer name: keep} were those of then."""
+        for name, keep in self.masks.items():
+            keep.copy_(masks[name])
+        if steps_done:
+            self._remember(self.schedule.at(steps_done - 1))
+
     def fold(self) -> FoldedState:
         """The model's state dict under its own names, masks folded in; the live model stays as it is."""
-        self._hold()
+        self.hold()
         return FoldedState(self._model, self._names, self.attached)
 
     @contextmanager
     def rounded(self, dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:
         """Within it the live model computes with the weights an export in `dtypes` {name: dtype} would hold."""
-        self._hold()
+        self.hold()
         parameters = dict(self._model.named_parameters())
         masked = {name: layer.masked for layer in self.attached.values() for name in layer.layer.names}
         kept = {}
@@ -146,17 +163,11 @@ class Pruner:
             self.attached[name].masked.keep.logical_and_(keep)
 
     def _remember(self, moment: Moment) -> None:
-        """Note what the pruned blocks hold, so that `_hold` can undo what decay and momentum do to them.
+        """Note what the pruned blocks hold, so that `hold` can undo what decay and momentum do to them.
 
         Weights that no later dense phase brings back are not noted: nothing reads them again.
         """
         self._held = {name: _Held.of(layer, weights=moment.dense_ahead) for name, layer in self.attached.items()}
-
-    @torch.no_grad()
-    def _hold(self) -> None:
-        """Put the weights and logits of pruned blocks back to what they were when pruned, bit by bit."""
-        for name, held in self._held.items():
-            held.restore(self.attached[name])
 
 
 class _Held:

@@ -13,7 +13,7 @@ import typer
 from sapp_cli._version import __version__
 from sapp_cli.cli import check, evaluate, export, plan, prune, recipes, report
 from sapp_cli.cli.help import keep_examples
-from sapp_cli.errors import SappError
+from sapp_cli.errors import Interrupted, SappError
 
 app = typer.Typer(
     name="sapp",
@@ -64,7 +64,7 @@ def main() -> NoReturn:
         if code == 128 + signal.SIGINT:  # typer turns KeyboardInterrupt into this code, and says nothing
             code = _interrupted(signal.SIGINT)
     except SappError as error:
-        code = _failed(error, error.exit_code)
+        code = _failed(error)
     except (KeyboardInterrupt, typer.Abort):
         code = _interrupted(signal.SIGINT)
     except _Terminated:
@@ -99,9 +99,10 @@ def _interrupted(number: int) -> int:
     return 128 + number
 
 
-def _failed(error: SappError, code: int) -> int:
+def _failed(error: SappError) -> int:
     if os.environ.get("SAPP_DEBUG") == "1":
         traceback.print_exc()
+    start = "sapp" if isinstance(error, Interrupted) else "error"
     for line in str(error).splitlines():
-        print(line if line.startswith("  ") else f"error: {line}", file=sys.stderr)
-    return code
+        print(line if line.startswith("  ") else f"{start}: {line}", file=sys.stderr)
+    return error.exit_code

@@ -61,6 +61,9 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an output of sapp that is there.", rich_help_panel=OUTPUT)
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.", rich_help_panel=OUTPUT)
+    ] = False,
     print_config: PrintConfigOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -106,6 +109,7 @@ def prune(
             watcher,
             layout=layout.value,
             overwrite=overwrite,
+            resume=resume,
             max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
         )
     if as_json:

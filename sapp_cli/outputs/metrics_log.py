@@ -14,8 +14,10 @@ from sapp_cli.training.loop import StepRecord
 class MetricsLog:
     """The open file; a context manager. Steps count from 1, step 0 is the dense checkpoint."""
 
-    def __init__(self, path: Path, every: int) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, every: int, keep_bytes: int = 0) -> None:
+        """`keep_bytes` of what is there stay: the lines of the steps that a resumed run has behind it."""
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # every line is there when its step is over
+        self._file.truncate(keep_bytes)
         self._every = every
 
     def __enter__(self) -> MetricsLog:

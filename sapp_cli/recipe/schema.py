@@ -264,6 +264,12 @@ class TrainSection(Section):
     evaluation_rows: PositiveInt | None = None
     """Validation rows used for the evaluations during the run; null: all. The first and the last always use all."""
 
+    save_steps: PositiveInt | None = None
+    """Steps between saved run states, from which --resume goes on; null: by `save_minutes`."""
+
+    save_minutes: PositiveFloat = 10.0
+    """Minutes between saved run states; an interruption saves one in any case."""
+
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sapp_cli.errors import GateError
 from sapp_cli.report.run import RunRecord
 from sapp_cli.report.sparsity import SparsityReport
-from sapp_cli.report.wording import metric_text, percent, printable, size_text
+from sapp_cli.report.wording import counted, metric_text, percent, printable, size_text
 
 VERSION = 1
 Outcome = Literal["met", "not met", "does not apply"]
@@ -59,7 +59,10 @@ def check_sparsity(report: SparsityReport, least: float, of: Weights) -> Gate:
     """At least this share of zeros in the prunable weights or the model, or of removed blocks in the pruned layers."""
     shares = {
         "prunable": (report.model.prunable_sparsity, "of all prunable weights are zero"),
-        "pruned": (report.pruned_block_sparsity, f"of the blocks of {len(report.pruned)} pruned layers are removed"),
+        "pruned": (
+            report.pruned_block_sparsity,
+            f"of the blocks of {counted(len(report.pruned), 'pruned layer')} are removed",
+        ),
         "model": (report.model.sparsity, "of the whole model is zero"),
     }
     share, what = shares[of]
@@ -71,8 +74,8 @@ def check_sparsity(report: SparsityReport, least: float, of: Weights) -> Gate:
 def check_size(files: Sequence[Path], limit: int, layout: str) -> Gate:
     """Weight files of at most this many bytes."""
     size = sum(file.stat().st_size for file in files)
-    number = "1 file" if len(files) == 1 else f"{len(files)} files"
-    text = f"{size_text(size)} ({size:,} bytes) in {number} of {layout} weights, at most {size_text(limit)} asked"
+    where = f"{counted(len(files), 'file')} of {layout} weights"
+    text = f"{size_text(size)} ({size:,} bytes) in {where}, at most {size_text(limit)} asked"
     return Gate("max-size", _outcome(size <= limit), text, size, limit)
 
 

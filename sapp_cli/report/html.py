@@ -20,7 +20,7 @@ from sapp_cli.report.gallery import Gallery, LayerView
 from sapp_cli.report.run import RunMetric, RunRecord
 from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
 from sapp_cli.report.texts import comparison_cells
-from sapp_cli.report.wording import by, metric_text, percent, printable, size_text, times_smaller
+from sapp_cli.report.wording import by, counted, metric_text, percent, printable, size_text, times_smaller
 
 HTML_FILE = "sparsity.html"
 KEPT_COLOUR = (0.24, 0.50, 0.92)  # of the pictures; at least 3 : 1 against the page, light and dark
@@ -81,7 +81,8 @@ def html_report(
     )
     style, script = (_source(environment, file) for file in ("report.css", "report.js"))
     shown = _shown_views(report, gallery)
-    layers_drawing = draw_layers(report.layers) if any(layer.prunable for layer in report.layers) else None
+    prunable = [layer for layer in report.layers if layer.prunable]
+    layers_drawing = draw_layers(report.layers) if any(layer.nonzero < layer.parameters for layer in prunable) else None
     masks = list(_masks(report, gallery))
     return environment.get_template("report.html.j2").render(
         name=printable(name),
@@ -145,7 +146,7 @@ def _headline(report: SparsityReport, run: RunRecord | None) -> Iterator[Headlin
         yield Headline(
             "size, dense → block-sparse", sizes, smaller or "not smaller", "good" if smaller else "bad", True
         )
-        layers = "1 pruned layer" if len(report.pruned) == 1 else f"{len(report.pruned)} pruned layers"
+        layers = counted(len(report.pruned), "pruned layer")
         yield Headline("blocks removed", percent(report.pruned_block_sparsity), f"of {layers}")
     else:
         yield Headline("size", size_text(model.bytes_dense), "no layer is pruned")
@@ -214,4 +215,4 @@ def _norms_text(report: SparsityReport, views: list[LayerView]) -> str:
         "the middle half (thick) and the median (mark)."
     )
     broken = [view.name for view in views if not view.finite]
-    return text + (f" {len(broken)} layers hold NaN or inf; those blocks are left out." if broken else "")
+    return text + (f" Blocks with NaN or inf, in {counted(len(broken), 'layer')}, are left out." if broken else "")

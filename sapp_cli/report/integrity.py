@@ -90,7 +90,7 @@ def check_kept_blocks(folder: Path | None, report: SparsityReport, sparse: Check
         assert sparse is not None  # entries are its own
         kept = int(block_statistics(sparse, entry.name, entry.layout, entry.grid).kept.sum())
         if kept != entry.kept:
-            problems.append(f"{quoted(entry.name)} stores {entry.kept - kept:,} blocks that hold zeros only")
+            problems.append(f"{quoted(entry.name)} stores {counted(entry.kept - kept, 'block')} of zeros only")
         blocks += 0 if recorded else kept
     if problems:
         return Gate(name, "not met", f"records and weights differ: {_listed(problems)}")

@@ -10,7 +10,7 @@ from dataclasses import fields
 from sapp_cli.report.comparison import Comparison, LayerComparison
 from sapp_cli.report.run import RunRecord
 from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
-from sapp_cli.report.wording import by, metric_text, percent, printable, size_text, times_smaller
+from sapp_cli.report.wording import by, counted, metric_text, percent, printable, size_text, times_smaller
 
 FOLDED_FROM = 20  # rows: a longer table of layers is folded in Markdown
 
@@ -30,7 +30,7 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
     model = report.model
     smaller = times_smaller(model.bytes_dense, model.bytes_sparse)
     totals = [
-        (f"blocks removed in {len(report.pruned)} pruned layers", percent(report.pruned_block_sparsity)),
+        (f"blocks removed in {counted(len(report.pruned), 'pruned layer')}", percent(report.pruned_block_sparsity)),
         ("zeros in all prunable weights", percent(model.prunable_sparsity)),
         ("zeros in the whole model", percent(model.sparsity)),
         ("weights, dense", size_text(model.bytes_dense)),

@@ -32,6 +32,11 @@ def times_smaller(before: int, after: int) -> str:
     return f"{before / after:.1f}× smaller" if 0 < after < before else ""
 
 
+def counted(count: int, what: str) -> str:
+    """(1, "file") -> "1 file", (2, "file") -> "2 files"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def by(sides: Sequence[int] | None) -> str:
     """(512, 64) -> "512×64"."""
     return "×".join(map(str, sides)) if sides else "–"

@@ -13,12 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sapp_cli.core.schedule import Moment
-from sapp_cli.errors import TrainingError
+from sapp_cli.errors import Interrupted, TrainingError
 from sapp_cli.inputs.data import Batch, DataSets
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.batches import BatchPlan, training_batches
 from sapp_cli.training.evaluation import evaluate
+from sapp_cli.training.interruption import graceful_stop
+from sapp_cli.training.keeper import Keeper
 from sapp_cli.training.learning_rate import learning_rate_share, total_share
 from sapp_cli.training.objectives import Objective
 from sapp_cli.training.optimizers import make_optimizer, set_learning_rates
@@ -72,13 +74,16 @@ def train(
     teacher: nn.Module | None,
     dtypes: Mapping[str, torch.dtype],
     on_step: Callable[[StepRecord], None],
+    keeper: Keeper | None = None,
 ) -> None:
     """Train the model with its masks through every step of the pruner's schedule, in place.
+
+    With a `keeper` the run goes on from its state, and saves one now and then and when it is interrupted.
 
     `dtypes` {state dict name: dtype} are those of the checkpoint: evaluations on the way use the weights that an export
     would hold.
 
-    Raises TrainingError where the loss or a gradient is not finite.
+    Raises TrainingError where the loss or a gradient is not finite, Interrupted after a signal.
     """
     steps = pruner.schedule.steps
     settings = recipe.train
@@ -92,49 +97,63 @@ def train(
         accelerator.process_index,
         accelerator.num_processes,
     )
-    stream = training_batches(data, plan, recipe.data.workers)
+    start = keeper.steps_done if keeper else 0
+    stream = training_batches(data, plan, recipe.data.workers, start * settings.accumulate)
+    if keeper:
+        keeper.restore(model, pruner, optimizer, accelerator)
     evaluation_size = recipe.data.evaluation_batch_size or recipe.data.batch_size
     prepared.train()
-    began = time.perf_counter()
-    for step in range(steps):
-        moment = pruner.step(step, optimizer)
-        set_learning_rates(optimizer, learning_rate_share(recipe.lr_schedule, step, steps))
-        batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
-        loss, parts = _backward(prepared, objective, batches, teacher, weights + pruner.logits, accelerator)
-        _must_be_finite(loss, "the loss", moment, recipe)
-        if settings.clip_norm is not None and accelerator.sync_gradients:
-            accelerator.unscale_gradients(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
-            if settings.precision != "fp16":  # there the scaler skips such a step and goes on with a smaller scale
-                _must_be_finite(float(norm), "the gradient", moment, recipe)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    began = time.perf_counter() - (keeper.seconds_before if keeper else 0.0)
+    with graceful_stop() as stop:
+        for step in range(start, steps):
+            moment = pruner.step(step, optimizer)
+            set_learning_rates(optimizer, learning_rate_share(recipe.lr_schedule, step, steps))
+            batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
+            loss, parts = _backward(prepared, objective, batches, teacher, weights + pruner.logits, accelerator)
+            _must_be_finite(loss, "the loss", moment, recipe)
+            if settings.clip_norm is not None and accelerator.sync_gradients:
+                accelerator.unscale_gradients(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+                if settings.precision != "fp16":  # there the scaler skips such a step and goes on with a smaller scale
+                    _must_be_finite(float(norm), "the gradient", moment, recipe)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-        metrics: dict[str, float] = {}
-        done = step + 1
-        if settings.evaluate_every and done % settings.evaluate_every == 0 and done < steps:
-            with pruner.rounded(dtypes):
-                metrics = evaluate(
-                    model,
-                    objective,
-                    data,
-                    evaluation_size,
-                    accelerator,
-                    teacher=teacher,
-                    rows=settings.evaluation_rows,
+            metrics: dict[str, float] = {}
+            done = step + 1
+            if settings.evaluate_every and done % settings.evaluate_every == 0 and done < steps:
+                with pruner.rounded(dtypes):
+                    metrics = evaluate(
+                        model,
+                        objective,
+                        data,
+                        evaluation_size,
+                        accelerator,
+                        teacher=teacher,
+                        rows=settings.evaluation_rows,
+                    )
+            on_step(
+                StepRecord(
+                    moment=moment,
+                    steps=steps,
+                    loss=loss,
+                    parts=parts,
+                    learning_rate=optimizer.param_groups[0]["lr"],
+                    sparsity=pruner.sparsity,
+                    seconds=time.perf_counter() - began,
+                    metrics=metrics,
                 )
-        on_step(
-            StepRecord(
-                moment=moment,
-                steps=steps,
-                loss=loss,
-                parts=parts,
-                learning_rate=optimizer.param_groups[0]["lr"],
-                sparsity=pruner.sparsity,
-                seconds=time.perf_counter() - began,
-                metrics=metrics,
             )
-        )
+            if keeper and (stop.signal_number or keeper.is_due(done)) and done < steps:
+                keeper.save(done, time.perf_counter() - began, model, pruner, optimizer, accelerator)
+            if stop.signal_number and done < steps:
+                raise Interrupted(_farewell(done, steps, keeper), stop.signal_number)
+
+
+def _farewell(done: int, steps: int, keeper: Keeper | None) -> str:
+    if keeper is None:
+        return f"interrupted after step {done} of {steps}"
+    return f"interrupted after step {done} of {steps}; the state is saved, the same command with --resume goes on"
 
 
 def _backward(

@@ -72,14 +72,14 @@ def classifier(checkout):
 
 
 def make_commands(target: str) -> list[str]:
-    """What `make TARGET` runs, its variables filled in and `.venv/bin/` left out."""
+    """What `make TARGET` runs, its variables filled in; `.venv/bin/` and settings of the environment left out."""
     variables = dict(re.findall(r"^(\w+) :?\??= ?(.*)$", MAKEFILE, re.MULTILINE))
     recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
     assert recipe, f"the Makefile has no target {target}"
     text = recipe[1].replace("$(BIN)/", "")
     for _ in range(2):
         text = re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], text)
-    return [line.strip() for line in text.splitlines()]
+    return [re.sub(r"^@?(\w+=\S* )*", "", line.strip()) for line in text.splitlines()]
 
 
 class Terminal:
@@ -100,7 +100,9 @@ class Terminal:
             return ran.out
         if words[0] == "make":
             assert len(words) == 2
-            return "".join(self.run(line) for line in make_commands(words[1]) if line.startswith("sapp "))
+            commands = [line for line in make_commands(words[1]) if line.startswith("sapp ")]
+            assert commands or words[1] == "test", f"{command} runs no sapp"
+            return "".join(map(self.run, commands))
         extra = re.fullmatch(r"python -m pip install '\.\[(\w+)\]'", command)
         assert extra, f"a page may not show a command that no test knows: {command}"
         assert f"\n{extra[1]} = [" in (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")

@@ -100,6 +100,6 @@ def write_output(folder: Path, dense: bool = True, sparse: bool = True) -> Path:
 
 def write_manifest(folder: Path, **changes: Any) -> None:
     """The manifest of a run, with the hashes of the weight files that are there."""
-    files = [file for file in sorted(folder.rglob("*.safetensors"))]
+    files = sorted(folder.rglob("*.safetensors"))
     outputs = {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
     (folder / "manifest.json").write_text(json.dumps({**MANIFEST, "outputs": outputs, **changes}))

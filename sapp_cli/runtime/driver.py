@@ -1,0 +1,156 @@
+"""The generated program around the tiles: x packed into panels, block rows one after the other, parts for threads.
+
+Every call gets one `job`, an array of 64-bit numbers (JOB below), so that any thread can be told by one address and a
+number which part is its own. Rows of x are taken a panel at a time: the panel stays in the cache while all block rows
+read it in their own order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+
+from sapp_cli.runtime.ir_builder import F32, I32, I64, POINTER, VOID, Code, Value, declare, define
+from sapp_cli.runtime.kernel_shape import KernelShape
+from sapp_cli.runtime.tiles import define_single_row, define_tile
+
+JOB = ("x", "y", "in", "out", "values", "crow", "columns", "bias", "panels", "panel_bytes", "panel_rows", "single", "parts")
+"""Addresses and sizes that all parts share. `single`: 1 for a batch of one row."""
+PART = ("first_row", "last_row", "first_block_row", "last_block_row")
+"""What follows after JOB, once for each part; last ones are one past the end."""
+
+
+def generate(shape: KernelShape, *, openmp: bool) -> Any:
+    """An LLVM module with `run_part(job, part)` and, with `openmp`, `run_team(job)` for each thread of a team."""
+    module = ir.Module(shape.name)
+    tiles = {rows: define_tile(module, shape, rows) for rows in range(1, shape.tile_rows + 1)}
+    _define_run_part(module, shape, tiles, define_single_row(module, shape))
+    if openmp:
+        _define_run_team(module)
+    return module
+
+
+def _define_run_part(module: Any, shape: KernelShape, tiles: dict[int, Any], single_row: Any) -> None:
+    code, args = define(module, "run_part", {"job": POINTER, "part": I64})
+    arithmetic = shape.arithmetic
+    job = {name: code.load(I64, code.element(args["job"], I64, place), align=8) for place, name in enumerate(JOB)}
+    for name in ("x", "y", "values", "crow", "columns", "bias", "panels"):
+        job[name] = code.ir.inttoptr(job[name], POINTER)
+    start = code.sum(code.product(args["part"], len(PART)), len(JOB))
+    for place, name in enumerate(PART):
+        job[name] = code.load(I64, code.element(args["job"], I64, code.sum(start, place)), align=8)
+    panel = code.element(job["panels"], ir.IntType(8), code.product(args["part"], job["panel_bytes"]))
+    block_columns = code.ir.sdiv(code.sum(job["in"], shape.width - 1), code.number(shape.width))
+
+    panels = code.ir.sdiv(
+        code.sum(code.ir.sub(job["last_row"], job["first_row"]), code.ir.sub(job["panel_rows"], code.number(1))),
+        job["panel_rows"],
+    )
+    with code.loop(panels) as number:
+        first_row = code.sum(job["first_row"], code.product(number, job["panel_rows"]))
+        rows = code.minimum(code.ir.sub(job["last_row"], first_row), job["panel_rows"])
+        x = code.element(job["x"], arithmetic.stored, code.product(first_row, job["in"]))
+        _pack_panel(code, shape, x, rows, job["in"], block_columns, panel)
+        y = code.element(job["y"], arithmetic.stored, code.product(first_row, job["out"]))
+        stride = code.product(rows, shape.padded_width)
+        with code.loop(job["last_block_row"], start=job["first_block_row"]) as block_row:
+            common = _block_row(code, shape, job, block_row)
+            first_output = code.product(block_row, shape.height)
+            target = code.element(y, arithmetic.stored, first_output)
+            width = code.minimum(code.ir.sub(job["out"], first_output), shape.height)
+            with code.ir.if_else(code.ir.icmp_signed("==", job["single"], code.number(1))) as (one_row, many_rows):
+                with one_row:
+                    code.ir.call(single_row, [panel, stride, *common, target, job["out"], width])
+                with many_rows:
+                    _call_tiles(code, shape, tiles, rows, panel, stride, common, target, job["out"], width)
+    code.ir.ret_void()
+
+
+def _pack_panel(
+    code: Code, shape: KernelShape, x: Value, rows: Value, columns: Value, block_columns: Value, panel: Value
+) -> None:
+    """X [rows][in] -> panel [block column][rows][padded_width], zeros beyond the edge of x."""
+    arithmetic = shape.arithmetic
+    zero = ir.Constant(arithmetic.panel, 0)
+    whole_blocks = code.ir.sdiv(columns, code.number(shape.width))
+
+    def places(row: Value, block: Value) -> tuple[Value, Value]:
+        source = code.sum(code.product(row, columns), code.product(block, shape.width))
+        target = code.product(code.sum(code.product(block, rows), row), shape.padded_width)
+        return code.element(x, arithmetic.stored, source), code.element(panel, arithmetic.panel, target)
+
+    def copy(source: Value, target: Value, count: Value | int) -> None:
+        with code.loop(count) as column:
+            value = code.load(arithmetic.stored, code.element(source, arithmetic.stored, column), align=2)
+            place = code.element(target, arithmetic.panel, column)
+            code.store(arithmetic.to_panel(code, value), place, align=2)
+
+    def clear(target: Value, first: Value | int) -> None:
+        with code.loop(shape.padded_width, start=first) as column:
+            code.store(zero, code.element(target, arithmetic.panel, column), align=2)
+
+    with code.loop(rows) as row:
+        with code.loop(whole_blocks) as block:
+            source, target = places(row, block)
+            copy(source, target, shape.width)
+            clear(target, shape.width)
+        with code.loop(block_columns, start=whole_blocks) as block:  # none, or one
+            source, target = places(row, block)
+            rest = code.ir.sub(columns, code.product(block, shape.width))
+            copy(source, target, rest)
+            clear(target, rest)
+
+
+def _block_row(code: Code, shape: KernelShape, job: dict[str, Value], block_row: Value) -> list[Value]:
+    """What the tiles of a block row share: values, columns, number of blocks, bias."""
+    first = code.index(job["crow"], block_row)
+    last = code.index(job["crow"], code.sum(block_row, 1))
+    values = code.element(job["values"], shape.arithmetic.stored, code.product(first, shape.block_size))
+    columns = code.element(job["columns"], I32, first)
+    bias = code.element(job["bias"], F32, code.product(block_row, shape.padded_height))
+    return [values, columns, code.ir.sub(last, first), bias]
+
+
+def _call_tiles(
+    code: Code,
+    shape: KernelShape,
+    tiles: dict[int, Any],
+    rows: Value,
+    panel: Value,
+    stride: Value,
+    common: list[Value],
+    y: Value,
+    out: Value,
+    width: Value,
+) -> None:
+    """All rows of the panel in tiles of nearly equal height: 13 rows are 7 and 6, not 12 and 1."""
+    count = code.ir.sdiv(code.sum(rows, shape.tile_rows - 1), code.number(shape.tile_rows))
+    with code.loop(count) as number:
+        first = code.ir.sdiv(code.product(number, rows), count)
+        last = code.ir.sdiv(code.product(code.sum(number, 1), rows), count)
+        source = code.element(panel, shape.arithmetic.panel, code.product(first, shape.padded_width))
+        target = code.element(y, shape.arithmetic.stored, code.product(first, out))
+
+        def call(height: int, source: Value = source, target: Value = target) -> None:
+            code.ir.call(tiles[height], [source, stride, *common, target, out, width])
+
+        code.switch(code.ir.sub(last, first), {height: lambda height=height: call(height) for height in tiles})  # type: ignore[misc]
+
+
+def _define_run_team(module: Any) -> None:
+    """Each thread of an OpenMP team takes every n-th part: the team may be smaller than there are parts."""
+    code, args = define(module, "run_team", {"job": POINTER})
+    number, count = (
+        code.ir.sext(code.ir.call(declare(module, name, I32, []), []), I64)
+        for name in ("omp_get_thread_num", "omp_get_num_threads")
+    )
+    parts = code.load(I64, code.element(args["job"], I64, JOB.index("parts")), align=8)
+    run_part = module.get_global("run_part")
+    rounds = code.ir.sdiv(code.sum(parts, code.ir.sub(count, code.number(1))), count)
+    with code.loop(rounds) as turn:
+        part = code.sum(number, code.product(turn, count))
+        with code.ir.if_then(code.ir.icmp_signed("<", part, parts)):
+            code.ir.call(run_part, [args["job"], part])
+    code.ir.ret_void()
+    assert run_part.function_type.return_type == VOID

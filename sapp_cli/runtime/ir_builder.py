@@ -1,0 +1,165 @@
+"""A little language over llvmlite's IR builder: loops, variables, vectors in memory. No kernels here.
+
+Variables live on the stack until LLVM's optimizer moves them to registers, which spares us phi nodes: a loop body reads
+and sets them like any program does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from llvmlite import ir  # type: ignore[import-untyped]
+
+Value: TypeAlias = Any
+"""An SSA value; llvmlite has no types of its own."""
+
+F32 = ir.FloatType()
+I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+VOID = ir.VoidType()
+POINTER = ir.PointerType()
+
+
+class BFloat16(ir.types.Type):  # type: ignore[misc]
+    """LLVM's `bfloat`, which llvmlite does not define."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(BFloat16)
+
+
+BF16 = BFloat16()
+
+
+class Variable:
+    """A value that may be set again."""
+
+    def __init__(self, code: Code, value: Value) -> None:
+        self._code = code
+        self._type = value.type
+        with code.ir.goto_entry_block():  # in a loop it would take new stack every time
+            self._place = code.ir.alloca(value.type)
+        self.set(value)
+
+    def get(self) -> Value:
+        return self._code.ir.load(self._place, typ=self._type)
+
+    def set(self, value: Value) -> None:
+        self._code.ir.store(value, self._place)
+
+
+class Code:
+    """The body of a function under construction. `ir` is llvmlite's builder, for plain arithmetic."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.ir = ir.IRBuilder(function.append_basic_block("entry"))
+
+    def number(self, value: int) -> Value:
+        """A 64-bit integer; all sizes and offsets are."""
+        return ir.Constant(I64, value)
+
+    def product(self, *factors: Value | int) -> Value:
+        result = self._value(factors[0])
+        for factor in factors[1:]:
+            result = self.ir.mul(result, self._value(factor))
+        return result
+
+    def sum(self, *terms: Value | int) -> Value:
+        result = self._value(terms[0])
+        for term in terms[1:]:
+            result = self.ir.add(result, self._value(term))
+        return result
+
+    def minimum(self, first: Value, second: Value | int) -> Value:
+        other = self._value(second)
+        return self.ir.select(self.ir.icmp_signed("<", first, other), first, other)
+
+    def element(self, pointer: Value, kind: Any, index: Value | int) -> Value:
+        """Address of entry `index` of an array of `kind`."""
+        return self.ir.gep(pointer, [self._value(index)], source_etype=kind)
+
+    def load(self, kind: Any, pointer: Value, align: int = 4) -> Value:
+        return self.ir.load(pointer, typ=kind, align=align)
+
+    def store(self, value: Value, pointer: Value, align: int = 4) -> None:
+        self.ir.store(value, pointer, align=align)
+
+    def stack(self, kind: Any, count: int) -> Value:
+        """Address of an array on the stack, of this function whatever loop it is used in."""
+        with self.ir.goto_entry_block():
+            place = self.ir.alloca(ir.ArrayType(kind, count))
+        place.type = POINTER  # llvmlite still gives it a typed one
+        return place
+
+    def index(self, pointer: Value, position: Value | int) -> Value:
+        """Entry `position` of an array of int32, as a 64-bit number."""
+        return self.ir.sext(self.load(I32, self.element(pointer, I32, position)), I64)
+
+    def splat(self, scalar: Value, lanes: int) -> Value:
+        """A vector with `scalar` in every lane."""
+        vector = ir.VectorType(scalar.type, lanes)
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = self.ir.insert_element(undefined, scalar, ir.Constant(I32, 0))
+        return self.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+    def intrinsic(self, name: str, result: Any, *arguments: Value) -> Value:
+        """A call of LLVM's built-in function `name`."""
+        return self.ir.call(declare(self.function.module, name, result, [a.type for a in arguments]), arguments)
+
+    @contextmanager
+    def loop(self, stop: Value | int, start: Value | int = 0, step: int = 1) -> Iterator[Value]:
+        """`for i in range(start, stop, step)`; gives i."""
+        head, body, after = (self.function.append_basic_block(name) for name in ("head", "body", "after"))
+        counter = Variable(self, self._value(start))
+        limit = self._value(stop)
+        self.ir.branch(head)
+        self.ir.position_at_end(head)
+        current = counter.get()
+        self.ir.cbranch(self.ir.icmp_signed("<", current, limit), body, after)
+        self.ir.position_at_end(body)
+        yield current
+        counter.set(self.ir.add(current, self.number(step)))
+        self.ir.branch(head)
+        self.ir.position_at_end(after)
+
+    def switch(self, value: Value, cases: dict[int, Callable[[], None]]) -> None:
+        """Run the case that equals `value`, none where there is no such case."""
+        after = self.function.append_basic_block("after")
+        switch = self.ir.switch(value, after)
+        for number, case in cases.items():
+            block = self.function.append_basic_block("case")
+            switch.add_case(self.number(number), block)
+            self.ir.position_at_end(block)
+            case()
+            self.ir.branch(after)
+        self.ir.position_at_end(after)
+
+    def _value(self, number: Value | int) -> Value:
+        return self.number(number) if isinstance(number, int) else number
+
+
+def declare(module: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    """The function `name` of the module, declared there at first use."""
+    if name in module.globals:
+        return module.globals[name]
+    return ir.Function(module, ir.FunctionType(result, arguments), name)
+
+
+def define(module: Any, name: str, arguments: dict[str, Any], *, private: bool = False) -> tuple[Code, dict[str, Any]]:
+    """(body, its arguments by name) of a new function that returns nothing."""
+    function = ir.Function(module, ir.FunctionType(VOID, list(arguments.values())), name)
+    if private:
+        function.linkage = "internal"
+        function.attributes.add("noinline")  # what is called in a few places stays one piece of code
+    for value, argument in zip(function.args, arguments, strict=True):
+        value.name = argument
+        if value.type == POINTER:
+            value.add_attribute("noalias")
+    return Code(function), dict(zip(arguments, function.args, strict=True))

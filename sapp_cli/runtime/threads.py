@@ -1,0 +1,72 @@
+"""How a job is cut into parts and who computes them: the OpenMP threads that torch itself uses, or a pool of our own.
+
+torch's own threads are the better choice: they wait for work without sleeping, and two teams of threads on the same
+cores would get in each other's way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from sapp_cli.checkpoint.block_sparse import Indices
+
+Part = tuple[int, int, int, int]
+"""First and one-past-last row of x, first and one-past-last block row."""
+LEAST_WORK = 400_000
+"""Multiplications that are worth a thread: some ten microseconds."""
+LEAST_ROWS = 24
+"""Rows of x that are worth a thread of their own; with fewer, tiles get low."""
+
+
+def cut_into_parts(rows: int, crow: Indices, block_size: int, threads: int) -> list[Part]:
+    """At most `threads` parts of nearly equal work: by rows of x where there are many, else by block rows."""
+    block_rows, kept = len(crow) - 1, int(crow[-1])
+    threads = max(1, min(threads, rows * kept * block_size // LEAST_WORK))
+    if threads == 1:
+        return [(0, rows, 0, block_rows)]
+    if rows >= LEAST_ROWS * threads:
+        cuts = [rows * number // threads for number in range(threads + 1)]
+        return [(first, last, 0, block_rows) for first, last in zip(cuts[:-1], cuts[1:], strict=True)]
+    goals = kept * np.arange(1, threads) / threads
+    cuts = [0, *np.searchsorted(crow, goals).tolist(), block_rows]
+    return [(0, rows, first, last) for first, last in zip(cuts[:-1], cuts[1:], strict=True) if first < last]
+
+
+@lru_cache
+def openmp() -> Callable[[int, int, int, int], None] | None:
+    """`GOMP_parallel` (function, its argument, threads, flags) of the OpenMP library in this process, if there is one.
+
+    libgomp and LLVM's libomp both have it. On Windows, and where torch was built without OpenMP, there is none.
+    """
+    if sys.platform != "linux":
+        return None
+    process = ctypes.CDLL(None)  # what torch has loaded for all to see
+    try:
+        parallel = process.GOMP_parallel
+        _ = process.omp_get_thread_num, process.omp_get_num_threads
+    except AttributeError:
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel  # type: ignore[no-any-return]
+
+
+@lru_cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads for everything but the part that the caller computes itself."""
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="sapp")
+
+
+def run_in_pool(run_part: Any, job: int, parts: int) -> None:
+    """All parts of the job at the address `job`, one a thread; ctypes lets go of the GIL."""
+    others = [pool(parts).submit(run_part, job, number) for number in range(1, parts)]
+    run_part(job, 0)
+    for other in others:
+        other.result()

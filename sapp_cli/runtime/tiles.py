@@ -1,0 +1,125 @@
+"""The innermost code: a few rows of x times the blocks of one block row, with all sums in registers.
+
+Letters: `rows` of x in a tile; `vectors` of outputs in a row; `blocks` that the block row has; `width` outputs that the
+block row really has (its last one may be cut off by the edge of the matrix).
+
+    panel    [block column][row of the panel][padded_width]          values   [block][step][padded_height][column of step]
+    bias     [padded_height], float32                                y        [row][out]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+
+from sapp_cli.runtime.ir_builder import F32, I64, POINTER, Code, Value, Variable, define
+from sapp_cli.runtime.kernel_shape import KernelShape
+
+ARGUMENTS = {
+    "panel": POINTER,  # at the first row of the tile
+    "column_stride": I64,  # entries of the panel from one block column to the next
+    "values": POINTER,  # of the first block
+    "columns": POINTER,  # int32: block column of each block
+    "blocks": I64,
+    "bias": POINTER,
+    "y": POINTER,  # at the first row of the tile and the first output
+    "out": I64,  # entries of y from one row to the next
+    "width": I64,
+}
+
+
+def define_tile(module: Any, shape: KernelShape, rows: int) -> Any:
+    """Y = bias + panel · valuesᵀ for `rows` rows of x. Every sum is taken column by column, whatever the tile's size."""
+    code, args = define(module, f"tile_{rows}", ARGUMENTS, private=True)
+    bias = _bias(code, shape, args["bias"])
+    sums = [[Variable(code, vector) for vector in bias] for _ in range(rows)]
+    with code.loop(args["blocks"]) as block:
+        x, values = _block(code, shape, args, block)
+        with code.loop(shape.steps, step=shape.unrolled_steps) as first_step:
+            for unrolled in range(shape.unrolled_steps):
+                step = code.sum(first_step, unrolled)
+                weights = _weights(code, shape, values, step)
+                for row in range(rows):
+                    entry = code.sum(row * shape.padded_width, code.product(step, shape.arithmetic.step))
+                    _take_in(code, shape, sums[row], code.element(x, shape.arithmetic.panel, entry), weights)
+    _store(code, shape, args, [[total.get() for total in row] for row in sums])
+    code.ir.ret_void()
+    return code.function
+
+
+def define_single_row(module: Any, shape: KernelShape) -> Any:
+    """The same for the one row of x of a batch of one: several chains of sums, or it would wait for each addition."""
+    code, args = define(module, "single_row", ARGUMENTS, private=True)
+    chains = next(count for count in (8, 4, 2, 1) if shape.steps % count == 0 and count * shape.vectors <= 8)
+    bias = _bias(code, shape, args["bias"])
+    zero = ir.Constant(ir.VectorType(F32, shape.lanes), [0.0] * shape.lanes)
+    sums = [[Variable(code, vector if chain == 0 else zero) for vector in bias] for chain in range(chains)]
+    with code.loop(args["blocks"]) as block:
+        x, values = _block(code, shape, args, block)
+        with code.loop(shape.steps, step=chains) as first_step:
+            for chain in range(chains):
+                step = code.sum(first_step, chain)
+                weights = _weights(code, shape, values, step)
+                entry = code.product(step, shape.arithmetic.step)
+                _take_in(code, shape, sums[chain], code.element(x, shape.arithmetic.panel, entry), weights)
+    while len(sums) > 1:  # pairwise
+        half = len(sums) // 2
+        for first, second in zip(sums[:half], sums[half:], strict=True):
+            for left, right in zip(first, second, strict=True):
+                left.set(code.ir.fadd(left.get(), right.get()))
+        sums = sums[:half]
+    _store(code, shape, args, [[total.get() for total in sums[0]]])
+    code.ir.ret_void()
+    return code.function
+
+
+def _bias(code: Code, shape: KernelShape, bias: Value) -> list[Value]:
+    vector = ir.VectorType(F32, shape.lanes)
+    return [code.load(vector, code.element(bias, F32, q * shape.lanes)) for q in range(shape.vectors)]
+
+
+def _block(code: Code, shape: KernelShape, args: dict[str, Value], block: Value) -> tuple[Value, Value]:
+    """Addresses of the block's columns of x in the panel, and of its values."""
+    column = code.index(args["columns"], block)
+    x = code.element(args["panel"], shape.arithmetic.panel, code.product(column, args["column_stride"]))
+    return x, code.element(args["values"], shape.arithmetic.stored, code.product(block, shape.block_size))
+
+
+def _weights(code: Code, shape: KernelShape, values: Value, step: Value) -> list[Value]:
+    """The weights of all outputs for one step of columns."""
+    per_step = shape.padded_height * shape.arithmetic.step
+    per_vector = shape.lanes * shape.arithmetic.step
+    row = code.element(values, shape.arithmetic.stored, code.product(step, per_step))
+    places = [code.element(row, shape.arithmetic.stored, q * per_vector) for q in range(shape.vectors)]
+    return [shape.arithmetic.weights(code, place, shape.lanes) for place in places]
+
+
+def _take_in(code: Code, shape: KernelShape, sums: list[Variable], x: Value, weights: list[Value]) -> None:
+    columns = shape.arithmetic.columns(code, x, shape.lanes)
+    for total, vector in zip(sums, weights, strict=True):
+        total.set(shape.arithmetic.multiply_add(code, total.get(), columns, vector))
+
+
+def _store(code: Code, shape: KernelShape, args: dict[str, Value], sums: list[list[Value]]) -> None:
+    """Write whole vectors where y has room for them, else by way of the stack what there is room for."""
+    stored = shape.arithmetic.stored
+    rounded = [[shape.arithmetic.rounded(code, vector) for vector in row] for row in sums]
+
+    def write(place: Value, stride: Value | int) -> None:
+        for row, vectors in enumerate(rounded):
+            start = code.element(place, stored, code.product(stride, row))
+            for q, vector in enumerate(vectors):
+                code.store(vector, code.element(start, stored, q * shape.lanes), align=2)
+
+    aside = code.stack(stored, len(rounded) * shape.padded_height)
+    whole = code.ir.icmp_signed("==", args["width"], code.number(shape.padded_height))
+    with code.ir.if_else(whole) as (has_room, has_not):
+        with has_room:
+            write(args["y"], args["out"])
+        with has_not:
+            write(aside, shape.padded_height)
+            with code.loop(len(rounded)) as row, code.loop(args["width"]) as column:
+                source = code.element(aside, stored, code.sum(code.product(row, shape.padded_height), column))
+                target = code.element(args["y"], stored, code.sum(code.product(row, args["out"]), column))
+                code.store(code.load(stored, source, align=2), target, align=2)

@@ -1,0 +1,113 @@
+"""When the state of a run is saved, and whether a saved one may be gone on from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from sapp_cli.errors import UsageError
+from sapp_cli.pruner import Pruner
+from sapp_cli.recipe.schema import Recipe, TrainSection
+from sapp_cli.training.run_state import RunFolder, SavedState, collect, restore
+
+FREE_TO_CHANGE = frozenset({"train.save_minutes", "train.save_steps", "train.log_every", "data.workers"})
+"""Recipe keys that do not change what a run computes."""
+
+
+@dataclass
+class Keeper:
+    """Saves a run's state every so many steps or minutes, and puts the last one back."""
+
+    folder: RunFolder
+    settings: TrainSection
+    about: Mapping[str, Any]  # what a later run is compared with, and starts from
+    resumed: SavedState | None = None
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def steps_done(self) -> int:
+        return self.resumed.step if self.resumed else 0
+
+    @property
+    def seconds_before(self) -> float:
+        """Training time of the run up to the state that it goes on from."""
+        return float(self.resumed.about["seconds"]) if self.resumed else 0.0
+
+    def restore(
+        self, model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    ) -> None:
+        """Put the resumed state back, if there is one."""
+        if self.resumed is not None:
+            restore(self.resumed, model, pruner, optimizer, accelerator)
+
+    def is_due(self, steps_done: int) -> bool:
+        """True where the recipe asks for a state after so many steps."""
+        if self.settings.save_steps is not None:
+            return steps_done % self.settings.save_steps == 0
+        return time.monotonic() - self._saved_at >= 60 * self.settings.save_minutes
+
+    def save(
+        self,
+        steps_done: int,
+        seconds: float,
+        model: nn.Module,
+        pruner: Pruner,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+    ) -> None:
+        """Write the state after `steps_done` steps and `seconds` of training."""
+        log_bytes = self.folder.log.stat().st_size
+        about = {**self.about, "seconds": seconds, "log_bytes": log_bytes}
+        self.folder.save(steps_done, collect(model, pruner, optimizer, accelerator), about)
+        self._saved_at = time.monotonic()
+
+
+def open_run(
+    folder: RunFolder, recipe: Recipe, inputs: Mapping[str, str], *, resume: bool, anew: bool
+) -> SavedState | None:
+    """The state to go on from, None for a fresh start; `anew` throws an old state away.
+
+    Raises UsageError if there is a state and neither was asked for, or if the recipe or the input changed since.
+    """
+    if anew and not resume:
+        folder.remove()
+    state = folder.latest()
+    if state is None:
+        return None
+    if not resume:
+        raise UsageError(
+            f"{folder.path}: holds an interrupted run, {state.step} steps done; --resume goes on with it, "
+            "--overwrite starts anew"
+        )
+    then, now = dict(_leaves(state.about["recipe"])), dict(_leaves(recipe.model_dump(mode="json")))
+    changed = [
+        f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and key not in FREE_TO_CHANGE
+    ]
+    changed += [
+        f"  {file}: another file than then"
+        for file in sorted(inputs)
+        if state.about["inputs"].get(file) != inputs[file]
+    ]
+    if changed:
+        raise UsageError(
+            f"{folder.path}: cannot go on with the interrupted run, for this changed since; "
+            "change it back, or start anew with --overwrite:\n" + "\n".join(changed)
+        )
+    return state
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested mappings; lists are values."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

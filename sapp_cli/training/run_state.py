@@ -1,0 +1,197 @@
+"""The state of a run on disk, so that an interrupted run goes on as if nothing had happened.
+
+    .NAME.sapp-run/              beside OUT; gone when OUT is there
+      step-000000120/            the last saved state; an older one is removed once a newer is whole
+        state.safetensors        weights, logits, masks, optimizer state, random state
+        state.json               step, recipe, hashes of the input, metrics of the dense checkpoint
+      metrics.jsonl              of all steps so far
+
+Safetensors and JSON alone: nothing in it can run code. A state is written under a hidden name and renamed when it is whole, so
+whatever moment a process is killed at, the last whole state stays.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sapp_cli.bits import DTYPE_NAMES, from_bits, to_bits
+from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
+from sapp_cli.checkpoint.output import write_json
+from sapp_cli.checkpoint.safetensors import SafetensorsFile
+from sapp_cli.checkpoint.write import TensorOut, disk_errors, sync_folder, write_safetensors
+from sapp_cli.errors import CheckpointError
+from sapp_cli.pruner import Pruner
+
+VERSION = 1
+STEP = re.compile(r"step-(\d{9})")
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A whole state on disk."""
+
+    folder: Path
+    step: int  # steps that are done
+    about: Mapping[str, Any]  # of state.json
+
+    @property
+    def tensors(self) -> SafetensorsFile:
+        return SafetensorsFile(self.folder / "state.safetensors")
+
+
+class RunFolder:
+    """`.NAME.sapp-run/` of one OUT."""
+
+    def __init__(self, out: Path) -> None:
+        out = out.expanduser().absolute()
+        self.path = out.with_name(f".{out.name}.sapp-run")
+
+    @property
+    def log(self) -> Path:
+        """metrics.jsonl of the run so far."""
+        return self.path / "metrics.jsonl"
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """Within it the folder is there; after it too, if it holds a state that a run could go on from.
+
+        Raises ResourceError if it cannot be made.
+        """
+        with disk_errors(self.path.parent):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.path.glob(".step-*"):
+                shutil.rmtree(unfinished)
+        try:
+            yield
+        finally:
+            if not any(STEP.fullmatch(path.name) for path in self.path.iterdir()):
+                self.remove()
+
+    def latest(self) -> SavedState | None:
+        """The last whole state, None if there is none. Raises CheckpointError for one that is damaged."""
+        steps = sorted(path for path in self.path.glob("step-*") if STEP.fullmatch(path.name))
+        if not steps:
+            return None
+        about = read_object(steps[-1] / "state.json", "the run state", CONFIG_LIMIT)
+        if about.get("version") != VERSION:
+            raise CheckpointError(
+                f"{steps[-1]}: a run state of another version of sapp; remove {self.path} to start anew"
+            )
+        return SavedState(steps[-1], int(STEP.fullmatch(steps[-1].name)[1]), about)  # type: ignore[index]
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Write the state after `step` steps, whole or not at all. Raises ResourceError; the last state stays then."""
+        whole = self.path / f"step-{step:09}"
+        unfinished = self.path / f".{whole.name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            with disk_errors(self.path):
+                unfinished.mkdir()
+            outs = [_out(name, tensor) for name, tensor in tensors.items()]
+            write_safetensors(unfinished / "state.safetensors", outs)
+            write_json(unfinished / "state.json", {"version": VERSION, **about})
+            with disk_errors(self.path):
+                shutil.rmtree(whole, ignore_errors=True)
+                unfinished.rename(whole)
+                sync_folder(self.path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for older in self.path.glob("step-*"):
+            if older != whole:
+                shutil.rmtree(older, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the folder: OUT is there, or the run is to start anew."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def collect(
+    model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """All tensors that a run needs to go on: {"model.NAME", "keep.NAME", "optimizer.NAME.KEY", "random.…"}."""
+    pruner.hold()
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"keep.{name}": keep for name, keep in pruner.masks.items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{name}.{key}"] = value
+    if accelerator.scaler is not None:
+        scaler = accelerator.scaler.state_dict()
+        tensors |= {f"scaler.{key}": torch.tensor(float(value), dtype=torch.float64) for key, value in scaler.items()}
+    return {**tensors, **_random_state()}
+
+
+def restore(
+    state: SavedState, model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> None:
+    """Put everything that `collect` took back where it came from, bit by bit."""
+    file = state.tensors
+
+    def read(name: str) -> Tensor:
+        return from_bits(file.array(name), file.tensors[name].dtype)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): read(name) for name in file.tensors if name.startswith(prefix)}
+
+    try:
+        model.load_state_dict(part("model."))
+        pruner.restore(state.step, part("keep."))
+        for name, parameter in model.named_parameters():
+            values = part(f"optimizer.{name}.")
+            if values:
+                # Adam counts its steps in a tensor on the CPU; everything else lies where the parameter does.
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
+                }
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict({key: float(value) for key, value in part("scaler.").items()})
+        _restore_random_state(part("random."))
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{state.folder}: the run state does not fit this run ({reason}); remove {state.folder.parent} to start anew"
+        ) from error
+
+
+def _out(name: str, tensor: Tensor) -> TensorOut:
+    return TensorOut(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), lambda: to_bits(tensor))
+
+
+def _random_state() -> dict[str, Tensor]:
+    """The state of every generator that training, a model or somebody's data may draw from."""
+    tensors = {"random.torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"random.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    version, internal, gauss = random.getstate()
+    python = json.dumps([version, list(internal), gauss]).encode()
+    tensors["random.python"] = torch.frombuffer(bytearray(python), dtype=torch.uint8)
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy = json.dumps([name, keys.tolist(), position, has_gauss, cached]).encode()  # type: ignore[union-attr]
+    tensors["random.numpy"] = torch.frombuffer(bytearray(numpy), dtype=torch.uint8)
+    return tensors
+
+
+def _restore_random_state(tensors: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            if f"cuda{index}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"cuda{index}"], index)
+    version, internal, gauss = json.loads(bytes(tensors["python"].tolist()))
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = json.loads(bytes(tensors["numpy"].tolist()))
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))

@@ -1,0 +1,219 @@
+"""The page: its figures, its pictures, its safety; what it looks like was judged in a browser."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from sapp_cli.checkpoint.source import open_checkpoint
+from sapp_cli.checkpoint.statistics import BlockStatistics
+from sapp_cli.grid import BlockGrid, MatrixLayout
+from sapp_cli.report.gallery import EDGES, LONGEST_SIDE, Gallery, scaled_down
+from sapp_cli.report.html import html_report
+from sapp_cli.report.inspect import layer_facts
+from sapp_cli.report.measure import measure
+from sapp_cli.report.run import read_run
+from sapp_cli.report.sparsity import LayerFacts
+from tests.checkpoint.files import save_floats
+from tests.report.outputs import MANIFEST, write_manifest, write_output
+
+HOSTILE = 'x"><script>alert(1)</script><img src=x onerror=alert(1)>${{7*7}}.weight'
+VOID = {"meta", "img", "wbr", "br"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: every tag must be closed, every id be there once."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.cells, self.rows = [], [], None, []
+        self.text, self.of = "", {}
+        self.feed(text)
+        self.close()
+        assert not self.open
+        ids = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        self.ids = set(ids)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data
+        for tag in self.open:
+            self.of[tag] = self.of.get(tag, "") + data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data.strip()
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(path, name="out"):
+    checkpoint, gallery = open_checkpoint(path), Gallery()
+    report = measure(checkpoint, layer_facts(checkpoint, None), gallery.add)
+    return html_report(name, report, gallery, read_run(checkpoint.folder))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return page_of(write_output(tmp_path_factory.mktemp("html") / "out"))
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_the_headline_figures(page):
+    words = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").split())
+    for figure in (
+        "39 parameters; 1 of 2 prunable layers are pruned, with magnitude in 40 steps",
+        "156 B → 112 B 1.4× smaller",
+        "blocks removed 66.7 % of 1 pruned layer",
+        "zeros in prunable weights 44.4 % of 36",
+        "zeros in the whole model 43.6 % of 39",
+        "accuracy (higher is better) 0.9700 → 0.9600 0.0100 worse",
+        "loss (lower is better) 0.5000 → 0.4500 0.0500 better",
+    ):
+        assert figure in re.sub(r"(?<=B|%|0)(?=1\.4|of|0\.0)", " ", words) or figure.replace(" ", "") in words.replace(
+            " ", ""
+        )
+
+
+def test_the_table_is_a_table(page):
+    assert page.rows == [
+        ["layer", "sparsity", "target", "kept / blocks", "block", "shape", "dense", "block-sparse"],
+        ["first.weight", "66.7 %", "65.0 %", "2 / 6", "2×2", "4×6", "96 B", "52 B"],
+        ["second.weightrule 'second*'", "0.0 %", "–", "1 / 1", "16×16", "3×4", "48 B", "–"],
+        ["blocks of pruned layers", "66.7 %", "", "", "", "", "96 B", "52 B"],
+        ["all prunable weights", "44.4 %", "", "", "", "", "144 B", "100 B"],
+        ["whole model", "43.6 %", "", "", "", "", "156 B", "112 B"],
+    ]
+    assert {attributes["scope"] for attributes in page.all("th")} == {"col", "row"}
+
+
+def test_a_pixel_of_the_picture_is_a_block(page):
+    (image,) = page.all("img")
+    assert image["alt"] == "Kept blocks of first.weight: 2 of 6 blocks kept; 2×3 blocks of 2×2"
+    assert (image["width"], image["height"], image["style"]) == ("3", "2", "aspect-ratio: 1.500")
+    kind, data = image["src"].split(",")
+    assert kind == "data:image/png;base64"
+    opacity = imread(io.BytesIO(base64.b64decode(data)), format="png")[..., 3]
+    assert opacity.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_drawings_are_named_and_described_and_take_their_colours_from_the_page(text, page):
+    drawings = page.all("svg")
+    assert len(drawings) == 6  # layers, run, norms; wide and narrow
+    for drawing in drawings:
+        assert drawing["role"] == "img"
+        assert set(drawing["aria-labelledby"].split()) <= page.ids
+    assert "Phases: dense to step 10, sparse to step 40. Below on the same axis: loss, accuracy." in text
+    assert not re.findall(r"#00000\d", text)
+    used, defined = set(re.findall(r"var\((--[\w-]+)\)", text)), set(re.findall(r"(--[\w-]+):", text))
+    assert used <= defined
+    references = re.findall(r'(?:url\(#|href="#)([\w-]+)', text)
+    assert references
+    assert set(references) <= page.ids
+
+
+def test_nothing_is_fetched_and_only_our_script_runs(text, page):
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
+    assert "@import" not in text
+    assert "url(http" not in text
+    (policy,) = [tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
+    script = re.search(r"<script>(.*)</script>", text, re.DOTALL)[1]
+    import hashlib
+
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+
+
+def test_hostile_names_are_text(tmp_path):
+    out = write_output(tmp_path / "out", sparse=False)
+    document = json.loads((out / "sparsity.json").read_text().replace("first.weight", json.dumps(HOSTILE)[1:-1]))
+    document["layers"][1]["reason"] = HOSTILE
+    (out / "sparsity.json").write_text(json.dumps(document))
+    save_floats(out / "model.safetensors", **{HOSTILE: np.eye(4, 6), "second.weight": np.ones((3, 4))})
+    metrics = {HOSTILE: MANIFEST["metrics"]["accuracy"], "ﷺ\u202e$x$": MANIFEST["metrics"]["loss"]}
+    phases = [{"phase": HOSTILE, "round": 0, "first_step": 1, "last_step": 40}]
+    write_manifest(out, metrics=metrics, method=HOSTILE, phases=phases)
+    records = [{"step": step, "sparsity": 0.5, "loss": 1.0, "metrics": dict.fromkeys(metrics, 0.5)} for step in (1, 40)]
+    (out / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    text = page_of(out, HOSTILE)
+    page = Page(text)
+    assert len(re.findall(r"<script", text)) == 1
+    assert all("onerror" not in attributes for _, attributes in page.tags)
+    assert len(page.all("img")) == 1
+    assert HOSTILE in page.of["h1"]
+    assert HOSTILE in page.of["tbody"]
+    assert "\u202e" not in text
+
+
+def test_the_same_checkpoint_gives_the_same_page(text, tmp_path):
+    assert page_of(write_output(tmp_path / "out")) == text
+
+
+def test_a_dense_checkpoint_has_its_norms_and_nothing_of_pruning(tmp_path):
+    weights = {"a.weight": np.ones((32, 16)), "b.weight": np.full((16, 16), np.nan)}
+    text = page_of(save_floats(tmp_path / "m.safetensors", **weights))
+    page = Page(text)
+    assert len(page.all("svg")) == 2
+    assert not page.all("img")
+    assert "All blocks of all layers" in page.text
+    assert "Blocks with NaN or inf, in 1 layer, are left out." in page.text
+    assert "2 blocks in 1 layers" in text
+    assert "no layer is pruned" in page.text
+
+
+@pytest.mark.parametrize(
+    "weights", [{}, {"bias": np.ones(3)}, {"a.weight": np.zeros((4, 4))}, {"a.weight": np.ones((0, 4))}]
+)
+def test_pages_of_almost_nothing(tmp_path, weights):
+    Page(page_of(save_floats(tmp_path / "m.safetensors", **weights)))
+
+
+def test_large_grids_are_averaged():
+    kept = np.zeros((2 * LONGEST_SIDE + 1, 3), np.bool_)  # three rows to a cell, the last cell of one row
+    kept[0, 0] = kept[1, 0] = kept[-1, 2] = True
+    shares, factors = scaled_down(kept)
+    assert factors == (3, 1)
+    assert shares.shape == (65, 3)
+    assert (shares[0].tolist(), shares[-1].tolist()) == ([2 / 3, 0, 0], [0, 0, 1])
+    assert shares[1:-1].sum() == 0
+
+
+def test_norms_are_those_of_the_kept_blocks():
+    layout, grid = MatrixLayout("linear", (2, 3)), BlockGrid((2, 3), (1, 1))
+    norms = np.array([[1, 2, 3], [0, np.inf, 1e-30]], np.float32)
+    found = BlockStatistics(norms, norms != 0, 5, False)
+    gallery = Gallery()
+    gallery.add(LayerFacts("a", (2, 3), 4, True, None, "", layout, grid), found)
+    view = gallery.views["a"]
+    assert view.norms[2] == 1.5  # of 10⁻³⁰, 1, 2 and 3
+    assert view.histogram.sum() == 4
+    assert view.histogram[0] == 1  # what is below the first edge
+    assert np.flatnonzero(view.histogram)[1:].tolist() == [
+        np.searchsorted(EDGES, norm, "right") - 1 for norm in (1, 2, 3)
+    ]
+    assert not view.finite
