@@ -75,7 +75,7 @@ def check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Hold a checkpoint against limits and against its own records; exit with 3 where a gate is not met.
+    """Hold a checkpoint against limits and against its own records; exit with 3 where a gate is not met.
 
     Always looked at, where it applies: dense and block-sparse files agree bit for bit, files have the SHA-256 of the
     manifest, recorded blocks are the nonzero ones.

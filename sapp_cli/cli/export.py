@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sapp_cli.cli.options import OUTPUT, BlockSizeOption, JsonOption, LayoutName
+from sapp_cli.cli.options import OUTPUT, JsonOption, LayoutName
 
 
 def export(
@@ -17,7 +17,14 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.", show_default=False)],
     layout: Annotated[LayoutName, typer.Option("--layout", help="Which weight files to write.", show_default=False)],
-    block_size: BlockSizeOption = None,
+    block_size: Annotated[
+        str | None,
+        typer.Option(
+            "--block-size",
+            metavar="N|ROWSxCOLUMNS",
+            help="For weights that no run of sapp has decided on: blocks of 16, or 16x32 (out × in); else 16x16.",
+        ),
+    ] = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(
@@ -32,14 +39,14 @@ def export(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    r"""Write a checkpoint again in another layout, without training: dense, block-sparse (bsr) or both.
+    """Write a checkpoint again in another layout, without training: dense, block-sparse (bsr) or both.
 
     The weights keep every bit, but for −0 in a block of zeros, which becomes +0. A weight of a checkpoint that sapp did
     not prune becomes block-sparse where that makes it smaller.
 
     \b
     sapp export ./my-model-sparse -o ./my-model-bsr --layout bsr
-    sapp export pruned-elsewhere.safetensors -o out --layout both --block-size 32
+    sapp export pruned.safetensors -o out --layout both --block-size 32
     """
     from sapp_cli.checkpoint.write import parse_size
     from sapp_cli.cli.report import block_shape

@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from sapp_cli.report.gallery import EDGES, LayerView
 from sapp_cli.report.run import RunRecord
 from sapp_cli.report.sparsity import LayerSparsity
+from sapp_cli.report.wording import counted
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -92,7 +93,9 @@ def draw_layers(layers: Sequence[LayerSparsity]) -> Drawing:
         axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
 
-    sparsest = f"{len(prunable)} prunable layers; sparsity from {heights.min():.1f} % to {heights.max():.1f} %."
+    sparsest = (
+        f"{counted(len(prunable), 'prunable layer')}; sparsity from {heights.min():.1f} % to {heights.max():.1f} %."
+    )
     return _draw("layers", "Sparsity of each layer against its target", sparsest, paint, (10.4, 2.7), (4.2, 2.4))
 
 
@@ -161,9 +164,8 @@ def draw_norms(views: Sequence[LayerView]) -> Drawing | None:
         each.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     middle = np.median(norms_of([view for _, view in with_norms]))
-    text = (
-        f"{int(histogram.sum()):,} blocks in {len(with_norms)} layers; the middle layer's median norm is {middle:.3g}."
-    )
+    where = f"{counted(int(histogram.sum()), 'block')} in {counted(len(with_norms), 'layer')}"
+    text = f"{where}; the middle layer's median norm is {middle:.3g}."
     return _draw("norms", "Distribution of the block norms", text, paint, (10.4, 3.0), (4.2, 5.0))
 
 

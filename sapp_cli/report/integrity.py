@@ -18,7 +18,7 @@ from sapp_cli.report.gates import Gate
 from sapp_cli.report.inspect import SPARSITY_FILE, recorded_layers
 from sapp_cli.report.run import RunRecord
 from sapp_cli.report.sparsity import SparsityReport
-from sapp_cli.report.wording import by
+from sapp_cli.report.wording import by, counted
 
 MOST_NAMED = 3
 TOLERANCE = 1e-12  # of a share that was written and read as decimal digits
@@ -71,9 +71,9 @@ def check_kept_blocks(folder: Path | None, report: SparsityReport, sparse: Check
     if recorded is None and not entries:
         return Gate(name, "does not apply", f"there is neither a {SPARSITY_FILE} nor a block-sparse weight")
     problems, blocks = [], 0
-    counted = {layer.name: layer for layer in report.layers}
+    measured = {layer.name: layer for layer in report.layers}
     for layer in (recorded or {}).values():
-        found = counted.get(layer.name)
+        found = measured.get(layer.name)
         if found is None:
             problems.append(f"{quoted(layer.name)} is in {SPARSITY_FILE}, not in the weights")
         elif layer.kept_blocks is not None and layer.kept_blocks != found.kept_blocks:

@@ -39,7 +39,6 @@ def checkout(digits, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     folder = tmp_path / "checkout"
     for part in ("recipes", "scripts"):
         shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))

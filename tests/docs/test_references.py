@@ -60,7 +60,7 @@ def test_the_exit_codes() -> None:
         return {error.exit_code}.union(*map(codes, error.__subclasses__()))
 
     text = section(CLI, "## Exit codes")
-    assert {int(row[0]) for row in table(text, "code")} == codes(SappError) | {0, 130}
+    assert {int(row[0]) for row in table(text, "code")} == codes(SappError) | {0, 130, 143}
 
 
 def test_the_page_of_recipe_keys_is_up_to_date() -> None:

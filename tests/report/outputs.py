@@ -14,7 +14,7 @@ from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.output import sha256_file
 from sapp_cli.checkpoint.write import TensorOut, write_safetensors
 from sapp_cli.grid import BlockGrid, MatrixLayout
-from tests.checkpoint.files import save_floats
+from tests.checkpoint.files import save
 
 FIRST = np.kron([[1, 0, 0], [0, 2, 0]], np.ones((2, 2))).astype(np.float32)  # (4, 6): 2 of 6 blocks of 2×2 kept
 SECOND = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
@@ -67,7 +67,7 @@ def write_output(folder: Path, dense: bool = True, sparse: bool = True) -> Path:
     (folder / "sparse").mkdir(parents=True)
     if dense:
         tensors = {"first.weight": FIRST, "second.weight": SECOND, "second.bias": BIAS}
-        save_floats(folder / "model.safetensors", **tensors)
+        save(folder / "model.safetensors", {name: ("F32", array) for name, array in tensors.items()}, {"format": "pt"})
     layout, grid = MatrixLayout("linear", (4, 6)), BlockGrid((4, 6), (2, 2))
     kept = kept_blocks(FIRST, grid, DTYPES["F32"])
     outs = [

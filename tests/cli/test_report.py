@@ -1,0 +1,188 @@
+"""`sapp report`: whole output of every form."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.checkpoint.files import save_floats
+from tests.report.outputs import write_output
+
+
+@pytest.fixture
+def out(tmp_path):
+    return write_output(tmp_path / "out")
+
+
+@pytest.fixture
+def other(tmp_path):
+    first = np.kron([[1, 0, 0], [0, 0, 3]], np.ones((2, 2)))
+    return save_floats(tmp_path / "other.safetensors", **{"first.weight": first, "third.weight": np.ones((2, 2))})
+
+
+def test_the_table(sapp, out):
+    ran = sapp("report", out)
+    assert (ran.code, ran.err) == (0, "")
+    assert [line.rstrip() for line in ran.out.splitlines()] == [
+        "layer                  shape  block  kept / blocks  sparsity  target  dense  sparse",
+        "first.weight             4×6    2×2          2 / 6    66.7 %  65.0 %   96 B    52 B",
+        "second.weight            3×4  16×16          1 / 1     0.0 %       –   48 B       –",
+        "pruned layers, blocks                                 66.7 %",
+        "all prunable weights                                  44.4 %",
+        "whole model                                           43.6 %          156 B   112 B",
+    ]
+
+
+@pytest.mark.parametrize(("order", "names"), [("sparsity", "fs"), ("name", "fs"), ("size", "fs"), ("blocks", "fs")])
+def test_orders(sapp, out, order, names):
+    lines = sapp("report", out, "--sort", order).out.splitlines()[1:3]
+    assert "".join(line[0] for line in lines) == names
+
+
+def test_the_table_against_another(sapp, out, other):
+    ran = sapp("report", out, "--against", other)
+    assert [line.rstrip() for line in ran.out.splitlines()[7:]] == [
+        f"against {other}",
+        "layer         kept in both  only here  only there  change",
+        "first.weight             1          1           1    1.14",
+        "layers only here: second.weight",
+        "layers only there: third.weight",
+    ]
+
+
+def test_json(sapp, out, other):
+    document = sapp("report", out, "--json", "--against", other).json
+    assert document["model"] == {
+        "parameters": 39,
+        "nonzero": 22,
+        "sparsity": 17 / 39,
+        "prunable_parameters": 36,
+        "prunable_sparsity": 16 / 36,
+        "bytes_dense": 156,
+        "bytes_sparse": 112,
+    }
+    assert document["layers"][0] == {
+        "name": "first.weight",
+        "shape": [4, 6],
+        "layout": "linear",
+        "block": [2, 2],
+        "blocks": 6,
+        "kept_blocks": 2,
+        "block_sparsity": 4 / 6,
+        "sparsity": 16 / 24,
+        "target": 0.65,
+        "bytes_dense": 96,
+        "bytes_sparse": 52,
+        "prunable": True,
+        "pruned": True,
+        "reason": "pruned",
+    }
+    # ‖a − b‖² = 4·2² + 4·3², ‖b‖² = 4·1² + 4·3²
+    assert document["against"] == {
+        "path": str(other),
+        "layers": [
+            {
+                "name": "first.weight",
+                "block": [2, 2],
+                "kept_in_both": 1,
+                "only_here": 1,
+                "only_there": 1,
+                "change": pytest.approx((52 / 40) ** 0.5),
+                "problem": None,
+            }
+        ],
+        "only_here": ["second.weight"],
+        "only_there": ["third.weight"],
+    }
+
+
+def test_csv_and_markdown(sapp, out):
+    assert (
+        sapp("report", out, "--csv", "--sort", "name")
+        .out.splitlines()[1]
+        .startswith("first.weight,4x6,linear,2x2,6,2,")
+    )
+    assert sapp("report", out / "sparse", "--markdown").out.startswith(f"**Sparsity of `{out / 'sparse'}`**\n")
+    assert "| accuracy (higher is better) | 0.9700 → 0.9600 |" in sapp("report", out / "sparse", "--markdown").out
+
+
+def test_html_is_written_beside_the_table(sapp, out, other, tmp_path):
+    page = tmp_path / "page.html"
+    ran = sapp("report", out, "--html", page, "--against", other)
+    assert ran.err == f"wrote {page}\n"
+    assert ran.out.startswith("layer ")
+    text = page.read_text()
+    assert "<h1>out</h1>" in text
+    assert f"<h2>Against {other}</h2>" in text
+    assert "<td>1.14</td>" in text
+    assert sapp("report", out, "--html", tmp_path / "no" / "page.html").code == 5
+
+
+def test_the_schema(sapp):
+    ran = sapp("report", "--schema")
+    assert ran.code == 0
+    assert ran.json["title"] == "Sparsity of a checkpoint, version 1"
+
+
+def test_brackets_and_control_characters_in_names_are_no_markup(sapp, tmp_path):
+    path = save_floats(tmp_path / "m.safetensors", **{"[red]a[0]\x1b[2J.weight": np.ones((2, 2))})
+    assert sapp("report", path).out.splitlines()[1].startswith("[red]a[0]\\x1b[2J.weight ")
+
+
+def test_long_names_are_cut_in_the_middle_and_columns_stay(sapp, tmp_path):
+    path = save_floats(tmp_path / "m.safetensors", **{f"{'deep.' * 60}weight": np.ones((2, 2))})
+    line = sapp("report", path).out.splitlines()[1]
+    assert len(line) <= 160
+    assert "…" in line
+    assert line.endswith(".weight    2×2  16×16          1 / 1     0.0 %       –   16 B       –")
+
+
+def test_a_narrow_terminal_loses_columns_before_names(sapp, out, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    lines = sapp("report", out).out.splitlines()
+    assert (
+        max(map(len, (line.replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "") for line in lines)))
+        <= 60
+    )
+    assert "first.weight" in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--block-size", "0"], "'0' is no block; write 16, or 16x32"),
+        (["--block-size", "16x"], "'16x' is no block; write 16, or 16x32"),
+        (["--json", "--csv"], "stdout takes one of them"),
+        (["--csv", "--against", "x"], "a CSV has no room for a comparison; use --json or --markdown"),
+        (["--sort", "colour"], "colour"),
+    ],
+)
+def test_mistakes(sapp, out, arguments, message):
+    ran = sapp("report", out, *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert message in " ".join(ran.err.replace("│", " ").split())
+
+
+def test_missing_and_damaged_files(sapp, out, tmp_path):
+    ran = sapp("report", tmp_path / "none.safetensors")
+    assert (ran.code, ran.out, ran.err) == (4, "", f"error: {tmp_path / 'none.safetensors'}: no such file or folder\n")
+    (out / "sparsity.json").write_text("[]")
+    ran = sapp("report", out)
+    assert (ran.code, ran.out, ran.err) == (
+        4,
+        "",
+        f"error: {out / 'sparsity.json'}: the sparsity report is not a JSON object\n",
+    )
+    (out / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert sapp("report", out).code == 4
+
+
+def test_a_pickle_is_read_too(sapp, tmp_path):
+    import torch
+
+    torch.save({"a.weight": torch.eye(4)}, tmp_path / "m.pt")
+    document = json.loads(sapp("report", tmp_path / "m.pt", "--block-size", "1x2", "--json").out)
+    assert document["layers"][0]["kept_blocks"] == 4

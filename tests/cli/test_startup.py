@@ -1,0 +1,80 @@
+"""Nothing heavy is imported before it is needed, and help is readable at 80 columns."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sapp_cli.cli.main import app
+from tests.checkpoint.files import save_floats
+from tests.report.outputs import write_output
+
+HEAVY = {"torch", "transformers", "accelerate", "datasets", "matplotlib", "jinja2", "scipy"}
+PROGRAM = """
+import sys
+sys.argv = ["sapp", *sys.argv[1:]]
+from sapp_cli.cli.main import main
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+
+
+def modules_after(*arguments):
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(ran.stderr.split())
+
+
+def test_help_imports_nothing_heavy_not_even_numpy():
+    assert not modules_after("--help") & {*HEAVY, "pydantic", "numpy", "yaml"}
+    assert not modules_after("report", "--help") & {
+        *HEAVY,
+        "numpy",
+        "yaml",
+    }  # typer itself may take pydantic for a verb
+
+
+@pytest.mark.parametrize("verb", ["report", "check"])
+def test_reading_a_checkpoint_imports_nothing_heavy(tmp_path, verb):
+    found = modules_after(verb, write_output(tmp_path / "out"))
+    assert "numpy" in found
+    assert not found & {*HEAVY, "sapp_cli.recipe.schema", "sapp_cli.pipeline"}
+    plain = save_floats(tmp_path / "m.safetensors", **{"a.weight": np.ones((2, 2))})
+    assert not modules_after(verb, plain) & HEAVY
+
+
+EXAMPLES = {
+    "report": """
+        sapp report ./my-model-sparse --sort size
+        sapp report any.safetensors --block-size 32 --json
+        sapp report ./my-model-sparse --against ./my-model --html report.html
+    """,
+    "check": """
+        sapp check ./my-model-sparse --min-sparsity 0.8 --max-drop 0.01
+        sapp check ./my-model-sparse --max-size 60MB --json > check.json
+    """,
+    "export": """
+        sapp export ./my-model-sparse -o ./my-model-bsr --layout bsr
+        sapp export pruned.safetensors -o out --layout both --block-size 32
+    """,
+}
+VERBS = ["", *(command.name for command in app.registered_commands), "recipes", "recipes ls", "recipes cp"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_80_columns_and_keeps_the_lines_of_examples(sapp, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    ran = sapp(*verb.split(), "--help")
+    lines = ran.out.splitlines()
+    assert ran.code == 0
+    assert max(map(len, lines)) <= 80
+    assert "\\b" not in ran.out
+    assert "\b" not in ran.out
+    if verb in ("report", "check", "export"):
+        examples = [line.strip() for line in lines if line.strip().startswith(f"sapp {verb} ")]
+        assert examples == [line.strip() for line in EXAMPLES[verb].strip().splitlines()]
