@@ -89,55 +89,6 @@ def report(
         ),
     ] = False,
 ) -> None:
-    if wanted:
-        from sapp_cli.report.schema import sparsity_schema
-
-        print(json.dumps(sparsity_schema(), indent=2, ensure_ascii=False))
-        raise typer.Exit
-
-
-def report(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Any checkpoint, an output of sapp or not.", show_default=False)
-    ],
-    block_size: Annotated[
-        str | None,
-        typer.Option(
-            "--block-size",
-            metavar="N|ROWSxCOLUMNS",
-            help="See all weights (out × in) in blocks of 16, or 16x32; else as the run or the file has them, or 16x16.",
-        ),
-    ] = None,
-    sort: Annotated[
-        SortKey | None,
-        typer.Option("--sort", help="Order of the layers: by name, or the largest value first; else file order."),
-    ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            "--against",
-            metavar="OTHER",
-            help="Another checkpoint: blocks kept in both, only here, only there, change of the weights.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="One line a layer, for spreadsheets.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Tables for a pull request.")] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page with pictures, in one file.", show_default=False),
-    ] = None,
-    schema: Annotated[
-        bool,
-        typer.Option(
-            "--schema",
-            callback=_print_schema,
-            is_eager=True,
-            help="Print the JSON Schema of --json and sparsity.json, and stop.",
-        ),
-    ] = False,
-) -> None:
     """Show the sparsity of a checkpoint, layer by layer, as counted in its files.
 
     \b

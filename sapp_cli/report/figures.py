@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
@@ -283,11 +283,12 @@ def _themed(svg: str, key: str, title: str, description: str) -> str:
         root.attrib.pop(attribute, None)
     root.set("role", "img")
     root.set("aria-labelledby", f"{key}-title {key}-text")
+    ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+    # Some of matplotlib's are made of memory addresses; numbers are the same in every run.
+    new = {old: f"{key}-{number}" for number, old in enumerate(dict.fromkeys(ids))}
     for element in root.iter():
-        if "id" in element.attrib:
-            element.set("id", f"{key}-{element.attrib['id']}")
         for name, value in list(element.attrib.items()):
-            element.set(name, _rewritten(name, value, key))
+            element.set(name, _rewritten(name, value, new))
     for index, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{key}-{'title' if index == 0 else 'text'}"})
         element.text = text
@@ -295,10 +296,12 @@ def _themed(svg: str, key: str, title: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _rewritten(name: str, value: str, key: str) -> str:
-    """An attribute with references to the new ids, the page's colours and the page's typeface."""
+def _rewritten(name: str, value: str, ids: Mapping[str, str]) -> str:
+    """An attribute with the new ids, the page's colours and the page's typeface."""
+    if name == "id":
+        return ids[value]
     if name.endswith("href"):
-        return re.sub(r"^#", f"#{key}-", value)
-    value = value.replace("url(#", f"url(#{key}-")
-    value = re.sub(r"#00000\d", lambda code: f"var(--{VARIABLES[code.group()]})", value)
+        return "#" + ids[value.removeprefix("#")]
+    value = re.sub(r"url\(#([^)]*)\)", lambda match: f"url(#{ids[match.group(1)]})", value)
+    value = re.sub(r"#00000\d", lambda match: f"var(--{VARIABLES[match.group()]})", value)
     return re.sub(r"font-family:[^;]*", "font-family: inherit", value)

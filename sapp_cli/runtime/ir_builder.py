@@ -109,6 +109,11 @@ class Code:
         first = self.ir.insert_element(undefined, scalar, ir.Constant(I32, 0))
         return self.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
+    def prefetch_for_writing(self, pointer: Value) -> None:
+        """Begin to bring the cache line at `pointer` into the cache."""
+        writing, most_local, data = (ir.Constant(I32, number) for number in (1, 3, 1))
+        self.intrinsic("llvm.prefetch.p0", VOID, pointer, writing, most_local, data)
+
     def intrinsic(self, name: str, result: Any, *arguments: Value) -> Value:
         """A call of LLVM's built-in function `name`."""
         return self.ir.call(declare(self.function.module, name, result, [a.type for a in arguments]), arguments)

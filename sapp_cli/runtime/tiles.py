@@ -33,6 +33,8 @@ def define_tile(module: Any, shape: KernelShape, rows: int) -> Any:
     """Y = bias + panel · valuesᵀ for `rows` rows of x. Every sum is taken column by column, whatever the tile's size."""
     code, args = define(module, f"tile_{rows}", ARGUMENTS, private=True)
     bias = _bias(code, shape, args["bias"])
+    for row in range(rows):  # y is often not in the cache: asked for now, it is there when the sums are
+        code.prefetch_for_writing(code.element(args["y"], shape.arithmetic.stored, code.product(args["out"], row)))
     sums = [[Variable(code, vector) for vector in bias] for _ in range(rows)]
     with code.loop(args["blocks"]) as block:
         x, values = _block(code, shape, args, block)

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sapp_cli.core.schedule import Moment
-from sapp_cli.errors import Interrupted, TrainingError
+from sapp_cli.errors import Interrupted
 from sapp_cli.inputs.data import Batch, DataSets
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.batches import BatchPlan, training_batches
 from sapp_cli.training.evaluation import evaluate
+from sapp_cli.training.health import GradientWatch, must_be_finite
 from sapp_cli.training.interruption import graceful_stop
 from sapp_cli.training.keeper import Keeper
 from sapp_cli.training.learning_rate import learning_rate_share, total_share
@@ -102,6 +103,7 @@ def train(
     if keeper:
         keeper.restore(model, pruner, optimizer, accelerator)
     evaluation_size = recipe.data.evaluation_batch_size or recipe.data.batch_size
+    watch = GradientWatch(pruner.attached, steps)
     prepared.train()
     began = time.perf_counter() - (keeper.seconds_before if keeper else 0.0)
     with graceful_stop() as stop:
@@ -110,12 +112,13 @@ def train(
             set_learning_rates(optimizer, learning_rate_share(recipe.lr_schedule, step, steps))
             batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
             loss, parts = _backward(prepared, objective, batches, teacher, weights + pruner.logits, accelerator)
-            _must_be_finite(loss, "the loss", moment, recipe)
+            must_be_finite(loss, "the loss", moment, recipe)
+            watch.look(moment)
             if settings.clip_norm is not None and accelerator.sync_gradients:
                 accelerator.unscale_gradients(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
                 if settings.precision != "fp16":  # there the scaler skips such a step and goes on with a smaller scale
-                    _must_be_finite(float(norm), "the gradient", moment, recipe)
+                    must_be_finite(float(norm), "the gradient", moment, recipe)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -194,11 +197,3 @@ def _backward(
 
 def _to_device(batch: Batch, accelerator: Accelerator) -> Batch:
     return {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
-
-
-def _must_be_finite(value: float, what: str, moment: Moment, recipe: Recipe) -> None:
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"{what} is {value} in step {moment.step + 1} ({moment.name} phase): training diverged. "
-            f"Lower optimizer.lr (now {recipe.optimizer.lr:g}), set train.clip_norm: 1.0, or lengthen lr_schedule.warmup"
-        )

@@ -84,4 +84,4 @@ def test_evaluation_sees_every_row_once_or_an_even_share():
         [row for batch in evaluation_batches(sets, 4, None, rank, 3) for row in batch["inputs"].tolist()]
         for rank in range(3)
     ]
-    assert sorted(sum(shares, [])) == list(range(10))
+    assert sorted(row for share in shares for row in share) == list(range(10))

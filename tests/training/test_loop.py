@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from sapp_cli.errors import TrainingError
 from sapp_cli.inputs.data import DataSets
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import LrScheduleSection, ObjectiveSection, OptimizerSection, Recipe
@@ -217,3 +218,53 @@ def test_a_deep_copy_of_the_model_is_a_teacher_that_stands_still():
     assert losses[0] == pytest.approx(0.0, abs=1e-6)
     assert max(losses) > 1e-4
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+class Detour(nn.Module):
+    """Two layers in a row beside a third: the loss goes on falling when the first two are cut off from each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.second = nn.Linear(16, 4)
+        self.beside = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.second(self.first(x)) + self.beside(x)
+
+
+def test_a_layer_that_pruning_cuts_off_is_noticed():
+    torch.manual_seed(0)
+    model = Detour()
+    with torch.no_grad():  # the block that stays in `first` gives outputs 0–3, the one in `second` wants 4–7
+        model.first.weight[:4, :4] += 5
+        model.second.weight[:, 4:8] += 5
+    settings = recipe(
+        prune={
+            "method": "magnitude",
+            "min_blocks": 1,
+            "rules": [
+                {"match": "beside", "dense": True},
+                {"match": "first", "sparsity": 0.93},
+                {"match": "second", "sparsity": 0.7},
+            ],
+        }
+    )
+    pruner = Pruner(model, settings.prune, STEPS)
+    with pytest.raises(TrainingError) as error:
+        train(
+            model,
+            pruner,
+            make_objective(settings.objective, model),
+            DATA,
+            settings,
+            make_accelerator(settings.train),
+            teacher=None,
+            dtypes={},
+            on_step=lambda record: None,
+        )
+    assert str(error.value) == (
+        "'first.weight' gets no gradient any more in step 4: pruning left no path through it. Lower its sparsity with a rule "
+        "in prune.rules, or take smaller blocks"
+    )
+    assert error.value.exit_code == 6
