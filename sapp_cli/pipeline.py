@@ -39,7 +39,10 @@ from sapp_cli.planning import Plan, layer_facts, make_plan
 from sapp_cli.pruner import Pruner, make_schedule
 from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.schema import Recipe
+from sapp_cli.report.gallery import Gallery
+from sapp_cli.report.html import HTML_FILE, write_html
 from sapp_cli.report.measure import measure
+from sapp_cli.report.run import read_run
 from sapp_cli.report.sparsity import SparsityReport
 from sapp_cli.training.device import make_accelerator, reproducible
 from sapp_cli.training.evaluation import evaluate
@@ -143,7 +146,8 @@ def prune(
                 written = open_checkpoint(staged)
                 pruned = run.evaluate(load_model(written, settings.model).model.to(accelerator.device), teacher)
                 log.evaluation(steps, pruned)
-                report = measure(written, layer_facts(pruner.layers, run.loaded, run.checkpoint))
+                gallery = Gallery()
+                report = measure(written, layer_facts(pruner.layers, run.loaded, run.checkpoint), gallery.add)
                 manifest = Manifest(
                     method=settings.prune.method,
                     seed=settings.train.seed,
@@ -161,6 +165,7 @@ def prune(
                 (staged / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
                 write_json(staged / "sparsity.json", report.as_json())
                 write_json(staged / "manifest.json", manifest.as_json())
+                write_html(staged / HTML_FILE, out.name, report, gallery, read_run(staged))
                 write_card(staged, out.name, report, manifest, sizes, run.architecture, companions)
         folder.remove()
     return PruneResult(out, report, manifest.metrics, sizes, time.perf_counter() - began)

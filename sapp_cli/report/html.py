@@ -24,7 +24,7 @@ from sapp_cli.report.wording import by, counted, metric_text, percent, printable
 
 HTML_FILE = "sparsity.html"
 KEPT_COLOUR = (0.24, 0.50, 0.92)  # of the pictures; at least 3 : 1 against the page, light and dark
-FLATTEST, TALLEST = 4.0, 1 / 1.6  # width to height of a picture
+FLATTEST, TALLEST = 2.5, 1 / 1.6  # width to height of a picture
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ctypes import c_int64
+import threading
+from ctypes import Array, c_int64
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from sapp_cli.runtime.compile import compiled
 from sapp_cli.runtime.isa import Isa, host_isas
 from sapp_cli.runtime.kernel_shape import kernel_shape
 from sapp_cli.runtime.packing import pack
-from sapp_cli.runtime.threads import cut_into_parts, openmp, run_in_pool
+from sapp_cli.runtime.threads import cut_into_parts, openmp, run_in_pool, threads_worth
 
 DTYPES = (torch.float32, torch.bfloat16)
 PANEL_ROWS = 48
@@ -42,39 +43,39 @@ class Kernel:
         self.weight = pack(values, crow, columns, bias, grid, shape)
         self.dtype = values.dtype
         self._code = compiled(shape, openmp=openmp() is not None)
-        weight = self.weight
+        self._out, self._in = grid.matrix
+        self._work = self.weight.values.numel()  # multiplications for one row of x
         self._addresses = (
-            weight.values.data_ptr(),
-            weight.crow.ctypes.data,
-            weight.columns.ctypes.data,
-            weight.bias.data_ptr(),
+            self._in,
+            self._out,
+            self.weight.values.data_ptr(),
+            self.weight.crow.ctypes.data,
+            self.weight.columns.ctypes.data,
+            self.weight.bias.data_ptr(),
         )
-        columns_padded = grid.size[1] * shape.padded_width
-        self._panel_row_bytes = columns_padded * shape.arithmetic.panel_bytes
+        self._panel_row_bytes = grid.size[1] * shape.padded_width * shape.arithmetic.panel_bytes
 
     def __call__(self, x: Tensor, threads: int | None = None) -> Tensor:
-        """(M, in) -> (M, out), in the dtype of the weight."""
-        grid, shape = self.weight.grid, self.weight.shape
-        assert x.dtype == self.dtype and x.device.type == "cpu", f"x is {x.dtype} on {x.device}, not {self.dtype}"
-        assert x.shape[1:] == grid.matrix[1:], f"x is {tuple(x.shape)} for a weight of {grid.matrix}"
-        x = x.detach().contiguous()
-        rows, (out, columns) = len(x), grid.matrix
-        y = torch.empty((rows, out), dtype=self.dtype)
-        if not y.numel():
+        """(M, in) -> (M, out), in the dtype of the weight; on as many threads as torch uses, if there is work for them."""
+        assert x.dtype is self.dtype and x.is_cpu, f"x is {x.dtype} on {x.device}, not {self.dtype}"
+        rows, columns = x.shape
+        assert columns == self._in, f"x is {tuple(x.shape)} for a weight of {self.weight.grid.matrix}"
+        x = x.contiguous()
+        y = torch.empty((rows, self._out), dtype=self.dtype)
+        if rows == 0 or self._out == 0:
             return y
+        wanted = threads_worth(rows * self._work, threads or torch.get_num_threads())
+        parts = cut_into_parts(rows, self.weight.crow, wanted)
         panel_rows = min(rows, PANEL_ROWS)
-        panel_bytes = -(-panel_rows * self._panel_row_bytes // 64) * 64
-        parts = cut_into_parts(rows, self.weight.crow, shape.block_size, threads or torch.get_num_threads())
-        panels = torch.empty(panel_bytes * len(parts), dtype=torch.uint8)
-        entries = [x.data_ptr(), y.data_ptr(), columns, out, *self._addresses, panels.data_ptr()]
-        entries += [panel_bytes, panel_rows, int(rows == 1), len(parts)]
-        for part in parts:
-            entries += part
-        job = (c_int64 * len(entries))(*entries)
+        panel_bytes = (panel_rows * self._panel_row_bytes + 63) & ~63  # whole cache lines: threads must not share one
+        panels = _SCRATCH.address(panel_bytes * len(parts))
+        shared = (x.data_ptr(), y.data_ptr(), *self._addresses, panels, panel_bytes, panel_rows, rows == 1, len(parts))
+        numbers = (*shared, *(number for part in parts for number in part)) if len(parts) > 1 else (*shared, *parts[0])
+        job = (c_int64 * len(numbers))(*numbers)
         self._run(job, len(parts))
         return y
 
-    def _run(self, job: object, parts: int) -> None:
+    def _run(self, job: Array[c_int64], parts: int) -> None:
         parallel, code = openmp(), self._code
         if parts == 1:
             code.run_part(job, 0)
@@ -82,3 +83,20 @@ class Kernel:
             parallel(code.run_team, job, parts, 0)
         else:
             run_in_pool(code.run_part, job, parts)
+
+
+class _Scratch(threading.local):
+    """Memory for panels, kept between calls: one for each thread that calls kernels."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._size = self._address = 0
+
+    def address(self, size: int) -> int:
+        if size > self._size:
+            self._bytes = torch.empty(size, dtype=torch.uint8)
+            self._size, self._address = size, self._bytes.data_ptr()
+        return self._address
+
+
+_SCRATCH = _Scratch()

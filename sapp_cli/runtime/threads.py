@@ -25,16 +25,20 @@ LEAST_ROWS = 24
 """Rows of x that are worth a thread of their own; with fewer, tiles get low."""
 
 
-def cut_into_parts(rows: int, crow: Indices, block_size: int, threads: int) -> list[Part]:
+def threads_worth(work: int, threads: int) -> int:
+    """How many of the threads that there are so many multiplications are worth; 1 at least."""
+    return min(threads, work // LEAST_WORK) or 1
+
+
+def cut_into_parts(rows: int, crow: Indices, threads: int) -> list[Part]:
     """At most `threads` parts of nearly equal work: by rows of x where there are many, else by block rows."""
-    block_rows, kept = len(crow) - 1, int(crow[-1])
-    threads = max(1, min(threads, rows * kept * block_size // LEAST_WORK))
+    block_rows = len(crow) - 1
     if threads == 1:
         return [(0, rows, 0, block_rows)]
     if rows >= LEAST_ROWS * threads:
         cuts = [rows * number // threads for number in range(threads + 1)]
         return [(first, last, 0, block_rows) for first, last in zip(cuts[:-1], cuts[1:], strict=True)]
-    goals = kept * np.arange(1, threads) / threads
+    goals = crow[-1] * np.arange(1, threads) / threads
     cuts = [0, *np.searchsorted(crow, goals).tolist(), block_rows]
     return [(0, rows, first, last) for first, last in zip(cuts[:-1], cuts[1:], strict=True) if first < last]
 

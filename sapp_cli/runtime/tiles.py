@@ -16,6 +16,9 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from sapp_cli.runtime.ir_builder import F32, I64, POINTER, Code, Value, Variable, define
 from sapp_cli.runtime.kernel_shape import KernelShape
 
+CACHE_LINE = 16
+"""Entries of y in a cache line of 64 bytes; of bfloat16, half of one."""
+
 ARGUMENTS = {
     "panel": POINTER,  # at the first row of the tile
     "column_stride": I64,  # entries of the panel from one block column to the next
@@ -33,8 +36,7 @@ def define_tile(module: Any, shape: KernelShape, rows: int) -> Any:
     """Y = bias + panel · valuesᵀ for `rows` rows of x. Every sum is taken column by column, whatever the tile's size."""
     code, args = define(module, f"tile_{rows}", ARGUMENTS, private=True)
     bias = _bias(code, shape, args["bias"])
-    for row in range(rows):  # y is often not in the cache: asked for now, it is there when the sums are
-        code.prefetch_for_writing(code.element(args["y"], shape.arithmetic.stored, code.product(args["out"], row)))
+    _prefetch(code, shape, args, rows)
     sums = [[Variable(code, vector) for vector in bias] for _ in range(rows)]
     with code.loop(args["blocks"]) as block:
         x, values = _block(code, shape, args, block)
@@ -95,6 +97,14 @@ def _weights(code: Code, shape: KernelShape, values: Value, step: Value) -> list
     row = code.element(values, shape.arithmetic.stored, code.product(step, per_step))
     places = [code.element(row, shape.arithmetic.stored, q * per_vector) for q in range(shape.vectors)]
     return [shape.arithmetic.weights(code, place, shape.lanes) for place in places]
+
+
+def _prefetch(code: Code, shape: KernelShape, args: dict[str, Value], rows: int) -> None:
+    """Ask for the places of y, which seldom are in the cache: they are there when the sums are."""
+    for row in range(rows):
+        start = code.element(args["y"], shape.arithmetic.stored, code.product(args["out"], row))
+        for line in range(0, shape.height, CACHE_LINE):
+            code.prefetch_for_writing(code.element(start, shape.arithmetic.stored, line))
 
 
 def _take_in(code: Code, shape: KernelShape, sums: list[Variable], x: Value, weights: list[Value]) -> None:
