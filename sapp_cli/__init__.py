@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from sapp_cli._version import __version__
 
 if TYPE_CHECKING:
+    from sapp_cli.callbacks import PrunerCallback
     from sapp_cli.loading import load_state_dict
     from sapp_cli.pruner import Pruner
 
-__all__ = ["Pruner", "__version__", "load_state_dict"]
+__all__ = ["Pruner", "PrunerCallback", "__version__", "load_state_dict"]
 
-_PLACES = {"Pruner": "sapp_cli.pruner", "load_state_dict": "sapp_cli.loading"}
+_PLACES = {"Pruner": "sapp_cli.pruner", "PrunerCallback": "sapp_cli.callbacks", "load_state_dict": "sapp_cli.loading"}
 
 
 def __getattr__(name: str) -> Any:

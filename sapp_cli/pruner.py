@@ -2,11 +2,12 @@
 
 Our own loop, a user's loop and a trainer's callback all drive the same object:
 
-    pruner = Pruner(model, settings, steps)      # before the optimizer is made: it adds parameters
+    pruner = Pruner(model, settings, steps)                        # before the optimizer is made: it adds parameters
+    optimizer = torch.optim.AdamW(pruner.parameter_groups(lr=3e-4))
     for t, batch in enumerate(batches):
-        pruner.step(t, optimizer)                # before each forward
+        pruner.step(t, optimizer)                                  # before each forward
         ...
-    state = pruner.fold()
+    state = pruner.fold()                                          # a state dict under the model's own names
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from sapp_cli.core.schedule import Moment, Phase, PhaseSchedule, ramp
 from sapp_cli.core.selection import ramp_count, uniform
 from sapp_cli.errors import SettingError
 from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers
+from sapp_cli.methods import SequentialAttention
 from sapp_cli.recipe.schema import PruneSection
+
+LOGIT_RATES_ADD_UP_TO = 3.0  # under Adam, over the run: far enough for A to matter, short of collapse (docs/method.md)
+SGD_LOGIT_RATE_FACTOR = 3.0
+SGD_LOGIT_RATE_LIMIT = 1.0
 
 
 class Pruner:
@@ -51,6 +57,52 @@ class Pruner:
         self._names = list(model.state_dict())
         self.attached = attach(model, self.layers, self.method, self.settings.lock_zero_blocks)
         self._held: dict[str, _Held] = {}
+
+    def parameter_groups(
+        self,
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        adam: bool = True,
+        decay_vectors: bool = False,
+        total_share: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Groups for torch.optim: "weights", "vectors" (biases, norms; not decayed unless told) and the mask's "logits".
+
+        `lr` is the peak rate of the weights; the logits get theirs from the method's settings. `adam`: the optimizer is
+        Adam or AdamW, not SGD. `total_share`: the learning-rate shares of all steps added up; None: half the steps, which is
+        that of a cosine or linear decay to zero.
+        """
+        logits = self.logits
+        logit_ids = {id(logit) for logit in logits}
+        others = [p for p in self._model.parameters() if p.requires_grad and id(p) not in logit_ids]
+        vectors = [] if decay_vectors else [p for p in others if p.dim() < 2]
+        vector_ids = {id(p) for p in vectors}
+        own = self._logit_settings(lr, adam, self.schedule.steps / 2 if total_share is None else total_share)
+        groups: list[dict[str, Any]] = [
+            {"name": "weights", "params": [p for p in others if id(p) not in vector_ids]},
+            {"name": "vectors", "params": vectors, "weight_decay": 0.0},
+            {"name": "logits", "params": logits, **own},
+        ]
+        return [{"lr": lr, "weight_decay": weight_decay, **group} for group in groups if group["params"]]
+
+    def _logit_settings(self, lr: float, adam: bool, total_share: float) -> dict[str, Any]:
+        """The logits' own rate, decay and moments; `same` leaves those of the weights."""
+        method = self.method
+        if not isinstance(method, SequentialAttention):
+            return {}
+        own: dict[str, Any] = {}
+        if method.lr is None:
+            own["lr"] = (
+                LOGIT_RATES_ADD_UP_TO / total_share if adam else min(SGD_LOGIT_RATE_LIMIT, SGD_LOGIT_RATE_FACTOR * lr)
+            )
+        elif method.lr != "same":
+            own["lr"] = method.lr
+        if method.decay != "same":
+            own["weight_decay"] = method.decay
+        if adam and method.betas != "same":
+            own["betas"] = method.betas
+        return own
 
     @property
     def logits(self) -> list[nn.Parameter]:

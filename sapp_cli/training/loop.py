@@ -88,7 +88,7 @@ def train(
     """
     steps = pruner.schedule.steps
     settings = recipe.train
-    optimizer = make_optimizer(recipe.optimizer, model, pruner, total_share(recipe.lr_schedule, steps))
+    optimizer = make_optimizer(recipe.optimizer, pruner, total_share(recipe.lr_schedule, steps))
     prepared, optimizer = accelerator.prepare(model, optimizer)
     weights = [p for group in optimizer.param_groups if group["name"] != "logits" for p in group["params"]]
     plan = BatchPlan(

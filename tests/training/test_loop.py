@@ -162,7 +162,7 @@ def test_learning_rates_by_hand(settings, shares):
 def groups(optimizer, **attention):
     model = network()
     pruner = Pruner(model, recipe(prune={"attention": attention}).prune, STEPS)
-    made = make_optimizer(OptimizerSection.model_validate(optimizer), model, pruner, total_share=12.0)
+    made = make_optimizer(OptimizerSection.model_validate(optimizer), pruner, total_share=12.0)
     return {group["name"]: group for group in made.param_groups}
 
 

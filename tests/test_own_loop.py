@@ -1,0 +1,92 @@
+"""Pruning in a loop of one's own: plain PyTorch, and the Hugging Face Trainer."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+import sapp_cli as sapp
+from sapp_cli.errors import UsageError
+from sapp_cli.inputs.hugging_face import offline_transformers
+from scripts.make_checkpoints import make_bert
+
+STEPS = 20
+
+
+def test_three_lines_in_a_plain_loop():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+    untouched = copy.deepcopy(model)
+    x, y = torch.randn(64, 32), torch.randint(8, (64,))
+
+    pruner = sapp.Pruner(model, {"sparsity": 0.75, "block_size": 8, "min_blocks": 8}, STEPS)
+    optimizer = torch.optim.AdamW(pruner.parameter_groups(lr=1e-2, weight_decay=0.01))
+    for t in range(STEPS):
+        pruner.step(t, optimizer)
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    state = pruner.fold()
+
+    untouched.load_state_dict(state)
+    torch.testing.assert_close(untouched(x), model(x))
+    zero = untouched[0].weight.detach().view(8, 8, 4, 8).abs().amax((1, 3)) == 0
+    assert int(zero.sum()) == 24
+    logits = next(group for group in optimizer.param_groups if group["name"] == "logits")
+    assert logits["lr"] == 3 / (STEPS / 2)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        ids = torch.randint(5, 200, (12,), generator=generator)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.sum() % 3}
+
+
+def trainer_for(folder, steps, pruner_steps):
+    with offline_transformers() as transformers:
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(make_bert(folder / "bert"))
+    untouched = copy.deepcopy(model)
+    settings = {"sparsity": 0.5, "block_size": 8, "min_blocks": 50, "rules": [{"match": "classifier", "dense": True}]}
+    pruner = sapp.Pruner(model, settings, pruner_steps)
+    optimizer = torch.optim.AdamW(pruner.parameter_groups(lr=1e-3))
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    callback = sapp.PrunerCallback(pruner)
+    trainer = Trainer(model, arguments, train_dataset=Rows(), callbacks=[callback], optimizers=(optimizer, None))
+    return trainer, pruner, model, untouched
+
+
+def test_the_hugging_face_trainer(tmp_path):
+    trainer, pruner, model, untouched = trainer_for(tmp_path, STEPS, STEPS)
+    trainer.train()
+    assert all(int(keep.sum()) == keep.numel() // 2 for keep in pruner.masks.values())
+    untouched.load_state_dict(pruner.fold())
+    row = Rows()[0]
+    inputs = {key: row[key][None] for key in ("input_ids", "attention_mask")}
+    model.eval()
+    untouched.eval()
+    torch.testing.assert_close(untouched(**inputs).logits, model(**inputs).logits)
+    untouched.save_pretrained(tmp_path / "out")
+    saved = sapp.load_state_dict(tmp_path / "out")["bert.encoder.layer.0.attention.self.query.weight"]
+    assert (saved.view(12, 8, 12, 8).abs().amax((1, 3)) == 0).sum() == 72
+
+
+def test_a_trainer_of_another_length_is_refused(tmp_path):
+    trainer, *_ = trainer_for(tmp_path, STEPS, STEPS + 1)
+    with pytest.raises(UsageError, match="the Trainer will run 20 steps, the pruner was made for 21"):
+        trainer.train()
