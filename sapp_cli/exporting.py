@@ -30,6 +30,7 @@ from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.checkpoint.statistics import block_statistics
 from sapp_cli.checkpoint.write import disk_errors
 from sapp_cli.errors import UsageError
+from sapp_cli.outputs.card import FileSizes, write_card
 from sapp_cli.outputs.manifest import VERSION
 from sapp_cli.report.gallery import Gallery
 from sapp_cli.report.html import HTML_FILE, write_html
@@ -39,7 +40,6 @@ from sapp_cli.report.run import METRICS_FILE, home_of, read_run
 from sapp_cli.report.sparsity import LayerFacts, SparsityReport, block_sparse_bytes
 from sapp_cli.report.wording import by
 
-CARD = "README.md"
 OF_THE_RUN = (METRICS_FILE, "recipe.yaml")
 
 
@@ -86,20 +86,23 @@ def export(
             f"{path}: no weight becomes smaller without its zero blocks of {size}; try a smaller --block-size, or prune first"
         )
     with output_folder(out, path, overwrite) as staged:
-        if home is not None:
-            copy_companions(home, staged)
+        companions = copy_companions(home, staged) if home is not None else []
         files = export_checkpoint(source, staged, layout, _lookup(blocks), max_shard_bytes)
         names = [file.relative_to(staged).as_posix() for file in files]
-        _carry_over(home, staged, layout)
+        _carry_over(home, staged)
         hashes = {name: sha256_file(staged / name) for name in names}
-        write_json(staged / MANIFEST, _manifest(source, home, hashes))
+        manifest = _manifest(source, home, hashes)
+        write_json(staged / MANIFEST, manifest)
 
         written, gallery = open_checkpoint(staged), Gallery()
         report = measure(written, facts, gallery.add)
         write_json(staged / SPARSITY_FILE, report.as_json())
         write_html(staged / HTML_FILE, out.name, report, gallery, read_run(staged))
-        sizes = {name: (staged / name).stat().st_size for name in names}
-    return ExportResult(out, layout, sizes, report)
+        result = ExportResult(out, layout, {name: (staged / name).stat().st_size for name in names}, report)
+        before = sum(file.path.stat().st_size for file in source.files)
+        sizes = FileSizes(before, result.bytes_of(sparse=False), result.bytes_of(sparse=True))
+        write_card(staged, out.name, report, manifest, sizes, _architecture(source), companions)
+    return result
 
 
 def _check_block(source: Checkpoint, block: tuple[int, int] | None) -> None:
@@ -131,17 +134,20 @@ def _lookup(blocks: Mapping[str, Blocks]) -> Callable[[str], Blocks | None]:
     return blocks.get
 
 
-def _carry_over(home: Path | None, staged: Path, layout: Layout) -> None:
-    """What a run wrote about itself; its card only where it still says how to load these files."""
+def _carry_over(home: Path | None, staged: Path) -> None:
+    """What a run wrote about itself."""
     if home is None or not is_output(home):
         return
-    layouts = {"dense"} if any(home.glob("*.safetensors")) else set()
-    layouts |= {"bsr"} if any((home / SPARSE_FOLDER).glob("*.safetensors")) else set()
-    card = (CARD,) if layouts == ({"dense", "bsr"} if layout == "both" else {layout}) else ()
-    for name in (*OF_THE_RUN, *card):
+    for name in OF_THE_RUN:
         if (home / name).is_file():
             with disk_errors(staged):
                 shutil.copyfile(home / name, staged / name)
+
+
+def _architecture(source: Checkpoint) -> str | None:
+    """The class that config.json names."""
+    names = (source.config or {}).get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
 
 
 def _manifest(source: Checkpoint, home: Path | None, outputs: Mapping[str, str]) -> dict[str, Any]:

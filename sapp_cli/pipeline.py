@@ -159,6 +159,7 @@ def prune(
                     masks_sha256=weights.masks_sha256(),
                     metrics=_before_and_after(dense, pruned, run.objective),
                     seconds={"training": seconds, "total": time.perf_counter() - began},
+                    threads=torch.get_num_threads(),
                 )
                 sizes = _sizes(run.checkpoint, staged, files)
                 (staged / "metrics.jsonl").write_bytes(folder.log.read_bytes())
@@ -166,7 +167,7 @@ def prune(
                 write_json(staged / "sparsity.json", report.as_json())
                 write_json(staged / "manifest.json", manifest.as_json())
                 write_html(staged / HTML_FILE, out.name, report, gallery, read_run(staged))
-                write_card(staged, out.name, report, manifest, sizes, run.architecture, companions)
+                write_card(staged, out.name, report, manifest.as_json(), sizes, run.architecture, companions)
         folder.remove()
     return PruneResult(out, report, manifest.metrics, sizes, time.perf_counter() - began)
 

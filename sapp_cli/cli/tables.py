@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sapp_cli.cli.report_table import layer_table
+from sapp_cli.report.wording import percent, size_text
 
 if TYPE_CHECKING:
     from sapp_cli.pipeline import PruneResult
@@ -23,16 +24,6 @@ def stdout() -> Console:
     return console
 
 
-def megabytes(size: int) -> str:
-    """1,234,567 -> "1.2 MB"."""
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
-
-
-def percent(share: float) -> str:
-    """0.875 -> "87.5 %"."""
-    return f"{100 * share:.1f} %"
-
-
 def print_plan(console: Console, plan: Plan) -> None:
     """Layers with their reasons, timetable, sizes, memory."""
     console.print(layer_table(plan.report, reasons=True, width=console.width))
@@ -45,9 +36,9 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print()
     console.print(_timetable(plan))
     console.print()
-    parts = ", ".join(f"{name.replace('_', ' ')} {megabytes(size)}" for name, size in plan.memory.items() if size)
+    parts = ", ".join(f"{name.replace('_', ' ')} {size_text(size)}" for name, size in plan.memory.items() if size)
     console.print(f"memory without activations: {parts}")
-    console.print(f"on disk: {megabytes(model.bytes_dense)} dense, {megabytes(model.bytes_sparse)} block-sparse")
+    console.print(f"on disk: {size_text(model.bytes_dense)} dense, {size_text(model.bytes_sparse)} block-sparse")
 
 
 def _timetable(plan: Plan) -> Table:
@@ -75,10 +66,10 @@ def print_result(console: Console, result: PruneResult) -> None:
     sizes = result.sizes
     written = []
     if sizes.dense:
-        written.append(f"{megabytes(sizes.dense)} dense")
+        written.append(f"{size_text(sizes.dense)} dense")
     if sizes.sparse:
-        written.append(f"{megabytes(sizes.sparse)} block-sparse ({sizes.source / sizes.sparse:.1f}× smaller)")
-    console.print(f"{'size':<12} {megabytes(sizes.source)} before → {', '.join(written)}")
+        written.append(f"{size_text(sizes.sparse)} block-sparse ({sizes.source / sizes.sparse:.1f}× smaller)")
+    console.print(f"{'size':<12} {size_text(sizes.source)} before → {', '.join(written)}")
     console.print(f"{'written to':<12} {result.out}")
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sapp_cli.outputs.manifest import Manifest
 from sapp_cli.report.sparsity import SparsityReport
+from sapp_cli.report.wording import size_text
 
 AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
@@ -33,23 +34,23 @@ def write_card(
     folder: Path,
     name: str,
     report: SparsityReport,
-    manifest: Manifest,
+    manifest: Mapping[str, Any],
     sizes: FileSizes,
     architecture: str | None,
     companions: Sequence[str],
 ) -> None:
-    """Write the card into `folder`. `architecture`: the class that config.json names, None without one."""
+    """Write the card into `folder`. `manifest`: manifest.json; `architecture`: of config.json, None without one."""
     environment = Environment(
         loader=PackageLoader("sapp_cli", "outputs"),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters["megabytes"] = megabytes
+    environment.filters["size"] = size_text
     text = environment.get_template("card.md.j2").render(
         name=name,
         report=report,
-        manifest=manifest.as_json(),
+        manifest=manifest,
         blocks=blocks_text(report),
         sizes=sizes,
         auto_class=auto_class(architecture) if architecture else None,
@@ -61,11 +62,6 @@ def write_card(
 def auto_class(architecture: str) -> str:
     """The Auto class of transformers that loads an architecture: "GPT2LMHeadModel" -> "AutoModelForCausalLM"."""
     return next((auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending)), "AutoModel")
-
-
-def megabytes(size: int) -> str:
-    """12,345,678 bytes -> "12.3 MB"."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def blocks_text(report: SparsityReport) -> str:

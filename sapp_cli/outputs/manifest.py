@@ -40,7 +40,8 @@ class Manifest:
     recipe_sha256: str
     masks_sha256: str
     metrics: Mapping[str, Metric]  # the first is the one that `check --max-drop` looks at
-    seconds: Mapping[str, float]  # training, evaluation and the whole
+    seconds: Mapping[str, float]  # training and the whole
+    threads: int  # of torch on a CPU: sums in another order are other bits
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -58,6 +59,7 @@ class Manifest:
             "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
             "versions": {"python": platform.python_version(), **_versions()},
             "platform": platform.platform(),
+            "threads": self.threads,
         }
 
 

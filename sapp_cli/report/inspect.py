@@ -137,6 +137,7 @@ def _facts(checkpoint: Checkpoint, name: str, known: Recorded | None, block: tup
     layout = MatrixLayout(kind, shape) if kind and 0 not in shape else None
     own = (known.block if known else None) or (entry.grid.block if entry else None)
     as_decided = block in (None, own)
+    wanted = block or own or (None if known else DEFAULT_BLOCK)  # a run that left it dense gave it no blocks
     return LayerFacts(
         name=name,
         shape=shape,
@@ -145,6 +146,6 @@ def _facts(checkpoint: Checkpoint, name: str, known: Recorded | None, block: tup
         pruned=known.pruned if known and as_decided else False if unsupported else None,
         reason=EXPERTS if unsupported else known.reason if known else "",
         layout=layout,
-        grid=BlockGrid(layout.matrix, block or own or DEFAULT_BLOCK) if layout else None,
+        grid=BlockGrid(layout.matrix, wanted) if layout and wanted else None,
         target=known.target if known and as_decided else None,
     )

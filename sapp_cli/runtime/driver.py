@@ -15,7 +15,21 @@ from sapp_cli.runtime.ir_builder import F32, I32, I64, POINTER, VOID, Code, Valu
 from sapp_cli.runtime.kernel_shape import KernelShape
 from sapp_cli.runtime.tiles import define_single_row, define_tile
 
-JOB = ("x", "y", "in", "out", "values", "crow", "columns", "bias", "panels", "panel_bytes", "panel_rows", "single", "parts")
+JOB = (
+    "x",
+    "y",
+    "in",
+    "out",
+    "values",
+    "crow",
+    "columns",
+    "bias",
+    "panels",
+    "panel_bytes",
+    "panel_rows",
+    "single",
+    "parts",
+)
 """Addresses and sizes that all parts share. `single`: 1 for a batch of one row."""
 PART = ("first_row", "last_row", "first_block_row", "last_block_row")
 """What follows after JOB, once for each part; last ones are one past the end."""

@@ -38,7 +38,9 @@ class Kernel:
         isa: Isa | None = None,
     ) -> None:
         """Values (K, br, bc) on the CPU, of a dtype in DTYPES; indices must have been checked (`index_problem`)."""
-        assert values.dtype in DTYPES and values.device.type == "cpu", f"no kernel for {values.dtype} on {values.device}"
+        assert values.dtype in DTYPES and values.device.type == "cpu", (
+            f"no kernel for {values.dtype} on {values.device}"
+        )
         shape = kernel_shape(isa or host_isas()[0], grid.block, bf16=values.dtype == torch.bfloat16)
         self.weight = pack(values, crow, columns, bias, grid, shape)
         self.dtype = values.dtype

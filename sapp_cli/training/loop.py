@@ -108,7 +108,7 @@ def train(
     began = time.perf_counter() - (keeper.seconds_before if keeper else 0.0)
     with graceful_stop() as stop:
         for step in range(start, steps):
-            moment = pruner.step(step, optimizer)
+            moment = pruner.step(step, optimizer if recipe.optimizer.reset else None)
             set_learning_rates(optimizer, learning_rate_share(recipe.lr_schedule, step, steps))
             batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
             loss, parts = _backward(prepared, objective, batches, teacher, weights + pruner.logits, accelerator)

@@ -32,6 +32,7 @@ def test_what_the_run_left_goes_along(sapp, out, tmp_path):
     target = tmp_path / "target"
     ran = sapp("export", out, "-o", target, "--layout", "dense", "--json")
     assert sorted(file.name for file in target.iterdir()) == [
+        "README.md",
         "config.json",
         "manifest.json",
         "metrics.jsonl",
@@ -51,7 +52,10 @@ def test_what_the_run_left_goes_along(sapp, out, tmp_path):
     assert sapp("check", target, "--max-drop", "0.01", "--min-sparsity", "0.4").code == 0
     both = tmp_path / "both"
     assert sapp("export", out, "-o", both, "--layout", "both").code == 0
-    assert (both / "README.md").read_text() == "# the card\n"
+    card = (both / "README.md").read_text()
+    assert "How to load it" in card
+    assert "model.load_state_dict" in card
+    assert "## How to load it\n\n`sparse/`" not in card
     assert sapp("check", both).out.count("ok ") == 3
 
 

@@ -26,7 +26,7 @@ def test_the_table(sapp, out):
     assert [line.rstrip() for line in ran.out.splitlines()] == [
         "layer                  shape  block  kept / blocks  sparsity  target  dense  sparse",
         "first.weight             4×6    2×2          2 / 6    66.7 %  65.0 %   96 B    52 B",
-        "second.weight            3×4  16×16          1 / 1     0.0 %       –   48 B       –",
+        "second.weight            3×4      –              –     0.0 %       –   48 B       –",
         "pruned layers, blocks                                 66.7 %",
         "all prunable weights                                  44.4 %",
         "whole model                                           43.6 %          156 B   112 B",

@@ -268,3 +268,12 @@ def test_a_layer_that_pruning_cuts_off_is_noticed():
         "in prune.rules, or take smaller blocks"
     )
     assert error.value.exit_code == 6
+
+
+def test_the_optimizer_may_keep_its_state_at_phase_boundaries():
+    # With momentum alone, a reset at the first boundary (step 2 of 20) changes every later step.
+    sgd = {"name": "sgd", "lr": 0.5, "momentum": 0.9}
+    (reset, _), (kept, _) = run(recipe(optimizer=sgd)), run(recipe(optimizer={**sgd, "reset": False}))
+    boundary = next(record.moment.step for record in reset if record.moment.begins and record.moment.step)
+    assert [record.loss for record in reset[: boundary + 1]] == [record.loss for record in kept[: boundary + 1]]
+    assert reset[boundary + 1].loss != kept[boundary + 1].loss

@@ -1,0 +1,209 @@
+"""`BlockSparseLinear`: an ordinary module in the place of a `torch.nn.Linear` whose weight is block-sparse.
+
+R, C: block rows and columns.  br, bc: rows and columns of a block.  K: kept blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix, encode, index_problem
+from sapp_cli.checkpoint.dtypes import DTYPES
+from sapp_cli.errors import CheckpointError
+from sapp_cli.grid import BlockGrid
+from sapp_cli.runtime.choice import WAYS, Choice
+from sapp_cli.runtime.operators import block_sparse_linear, registered
+from sapp_cli.runtime.packing import input_major
+from sapp_cli.runtime.plain import dense_weight
+from sapp_cli.runtime.products import Products
+
+BUFFERS = ("values", "crow", "col")
+
+
+class BlockSparseLinear(nn.Module):
+    """y = x Wᵀ + bias for any leading dimensions of x, W given by its kept blocks; for inference, the weights are frozen.
+
+    A forward pass takes the fastest of several ways, measured at the first batch of a size (`choices` says which and
+    why); set `way` to one of "kernel", "torch", "dense", "onednn" to have always the same. Gradients reach x.
+    The indices are checked here and whenever a state is loaded: CheckpointError says what is wrong with them.
+    """
+
+    values: Tensor  # (K, br, bc)
+    crow: Tensor  # int32 (R + 1,)
+    col: Tensor  # int32 (K,)
+    bias: Tensor | None  # (out,)
+    __constants__: ClassVar[list[str]] = ["in_features", "out_features", "block"]
+
+    def __init__(
+        self,
+        matrix: tuple[int, int],
+        values: Tensor,
+        crow: Tensor,
+        col: Tensor,
+        bias: Tensor | None = None,
+        way: str | None = None,
+    ) -> None:
+        """`matrix` (out, in); values (K, br, bc), crow (R + 1,), col (K,): as `torch.sparse_bsr_tensor` takes them."""
+        super().__init__()
+        self.out_features, self.in_features = matrix
+        self.block = values.shape[1], values.shape[2]
+        self.way = way
+        self.register_buffer("values", input_major(values.detach()))
+        self.register_buffer("crow", crow.to(torch.int32, copy=True))
+        self.register_buffer("col", col.to(torch.int32, copy=True))
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self._begin()
+
+    @classmethod
+    def from_dense(cls, linear: nn.Linear, block: tuple[int, int], way: str | None = None) -> BlockSparseLinear:
+        """The blocks of the layer's weight that have something nonzero in them."""
+        return cls.from_weight(linear.weight, linear.bias, block, way)
+
+    @classmethod
+    def from_weight(
+        cls, weight: Tensor, bias: Tensor | None, block: tuple[int, int], way: str | None = None
+    ) -> BlockSparseLinear:
+        """The same of a weight (out, in)."""
+        out, columns = weight.shape
+        grid = BlockGrid((out, columns), block)
+        # As float32, in which every float of half the size has its own value.
+        sparse = encode(weight.detach().float().cpu().numpy(), grid, DTYPES["F32"])
+        return cls.from_matrix(sparse, grid, bias, weight.dtype, way).to(weight.device)
+
+    @classmethod
+    def from_matrix(
+        cls,
+        sparse: BlockSparseMatrix,
+        grid: BlockGrid,
+        bias: Tensor | None,
+        dtype: torch.dtype = torch.float32,
+        way: str | None = None,
+    ) -> BlockSparseLinear:
+        """Of a block-sparse matrix; values that stand for bfloat16 are its bits."""
+        values = np.ascontiguousarray(sparse.values)
+        bits = values.dtype == np.uint16
+        tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if bits else torch.from_numpy(values)
+        crow, col = torch.from_numpy(np.array(sparse.crow)), torch.from_numpy(np.array(sparse.col))
+        return cls(grid.matrix, tensor.to(dtype), crow, col, bias, way)
+
+    @property
+    def grid(self) -> BlockGrid:
+        return BlockGrid((self.out_features, self.in_features), self.block)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight (out, in), made when it is asked for: for code that looks at a Linear's weight."""
+        return dense_weight(self.values, self.crow, self.col, self.grid)
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What was chosen so far, for each kind of batch, and the times that say why."""
+        return [choice for products in self._products.values() for choice in products.choices.values()]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight in memory, with what the chosen ways hold besides."""
+        if not self._products:
+            return self.values.nbytes + self.crow.nbytes + self.col.nbytes
+        return sum(products.bytes for products in self._products.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
+            return block_sparse_linear(x, self._number, self.out_features)
+        return self.multiply(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The forward pass without autocast and gradients."""
+        products = self.products(x.dtype)
+        if x.dim() == 2:
+            self._check_width(x)
+            return products(x)
+        self._check_width(x)
+        return products(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+
+    def products(self, dtype: torch.dtype) -> Products:
+        """The ways to multiply x of this dtype by the weights as they are now."""
+        stamp = self._stamp()
+        if stamp != self._known:
+            self.check()
+            self._products.clear()
+            self._known = stamp
+        found = self._products.get(dtype)
+        if found is None:
+            own = self.values.dtype
+            if dtype != own and not (torch.is_autocast_enabled(self.values.device.type) and dtype.is_floating_point):
+                raise ValueError(f"x is {dtype}, the weight of this BlockSparseLinear is {own}; convert one of them")
+            found = Products(self.values, self.crow, self.col, self.bias, self.grid, dtype, self.way)
+            self._products[dtype] = found
+        return found
+
+    def check(self) -> None:
+        """Raise CheckpointError unless indices and shapes are those of a block-sparse matrix."""
+        grid, kept = self.grid, len(self.col)
+        if self.way is not None and self.way not in WAYS:
+            raise ValueError(f"'{self.way}' is not a way to multiply; there are {', '.join(WAYS)}")
+        if tuple(self.values.shape) != (kept, *self.block):
+            problem: str | None = f"values are {tuple(self.values.shape)}, not {(kept, *self.block)}"
+        elif self.crow.dtype != torch.int32 or self.col.dtype != torch.int32 or self.col.dim() != 1:
+            problem = f"indices are {self.crow.dtype} and {self.col.dtype}, not two vectors of torch.int32"
+        elif self.bias is not None and tuple(self.bias.shape) != (self.out_features,):
+            problem = f"the bias is {tuple(self.bias.shape)}, not {(self.out_features,)}"
+        elif self.values.is_meta:
+            problem = None  # nothing to read yet
+        else:
+            problem = index_problem(self.crow.cpu().numpy(), self.col.cpu().numpy(), grid)
+        if problem is not None:
+            raise CheckpointError(
+                f"a {self.out_features}×{self.in_features} weight in blocks of {self.block[0]}×{self.block[1]}: {problem}"
+            )
+
+    def extra_repr(self) -> str:
+        kept = f"{len(self.col)} of {self.grid.count} blocks of {self.block[0]}×{self.block[1]}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {kept}, bias={self.bias is not None}"
+
+    def _begin(self) -> None:
+        """What is not saved with the module."""
+        self._products: dict[torch.dtype, Products] = {}
+        self._known: tuple[Any, ...] | None = None
+        self._number = registered(self)
+        self.check()
+
+    def _stamp(self) -> tuple[Any, ...]:
+        """Changes when anything that the products were made of changes."""
+        tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
+        versions = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
+        return (*(tensor.data_ptr() for tensor in tensors), *versions, self.way)
+
+    def _check_width(self, x: Tensor) -> None:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x is {tuple(x.shape)}; its last dimension must be {self.in_features}")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As in any module, but the state may have another number of kept blocks."""
+        for name in BUFFERS:
+            loaded, own = state_dict.get(prefix + name), self._buffers[name]
+            if isinstance(loaded, Tensor) and own is not None and loaded.shape[1:] == own.shape[1:]:
+                if name == "values":
+                    self._buffers[name] = input_major(own.new_empty(loaded.shape))
+                elif loaded.shape != own.shape and name == "col":
+                    self._buffers[name] = own.new_empty(loaded.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._known = None
+        self.check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what this process has prepared."""
+        state = self.__dict__.copy()
+        for name in ("_products", "_known", "_number"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()

@@ -1,0 +1,62 @@
+"""The product as an operator of torch: for `torch.compile`, which cannot look into it, and for gradients of x.
+
+A graph holds no modules, so the operator is given the number of one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sapp_cli.runtime.linear import BlockSparseLinear
+
+_NUMBERS = itertools.count()
+_LAYERS: weakref.WeakValueDictionary[int, BlockSparseLinear] = weakref.WeakValueDictionary()
+
+
+def registered(layer: BlockSparseLinear) -> int:
+    """A number by which the operators find the layer as long as it lives."""
+    number = next(_NUMBERS)
+    _LAYERS[number] = layer
+    return number
+
+
+@torch.library.custom_op("sapp::block_sparse_linear", mutates_args=())
+def block_sparse_linear(x: Tensor, layer: int, out_features: int) -> Tensor:
+    """x (…, in) -> (…, out) by the layer of this number."""
+    return _LAYERS[layer].multiply(x.detach())
+
+
+@block_sparse_linear.register_fake
+def _(x: Tensor, layer: int, out_features: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.custom_op("sapp::block_sparse_linear_backward", mutates_args=())
+def input_gradient(gradient: Tensor, layer: int, in_features: int) -> Tensor:
+    """Of y (…, out) -> of x (…, in)."""
+    found = _LAYERS[layer]
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    return found.products(gradient.dtype).plain.input_gradient(flat).view(*gradient.shape[:-1], in_features)
+
+
+@input_gradient.register_fake
+def _(gradient: Tensor, layer: int, in_features: int) -> Tensor:
+    return gradient.new_empty(*gradient.shape[:-1], in_features)
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+    x, ctx.layer, _ = inputs
+    ctx.in_features = x.shape[-1]
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return input_gradient(gradient, ctx.layer, ctx.in_features), None, None
+
+
+block_sparse_linear.register_autograd(_backward, setup_context=_remember)

@@ -1,0 +1,66 @@
+"""Times of several ways to do the same thing, taken in turns, so that whatever disturbs the machine disturbs them all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+HOPELESS = 4.0
+"""Somebody this many times slower than the best in the first turn is not asked again."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, in all turns."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half of the turns lie within this many seconds (interquartile range)."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = quantiles(self.seconds, n=4)
+        return high - low
+
+
+def time_in_turns(
+    ways: Mapping[str, Callable[[], Any]],
+    *,
+    budget: float,
+    least_turns: int = 5,
+    sample: float = 5e-4,
+    drop_hopeless: bool = False,
+) -> dict[str, Timing]:
+    """The times of each way. A turn takes each of them once, as often in a row as fills `sample` seconds.
+
+    It stops after `budget` seconds in all, but not before `least_turns` turns.
+    """
+    first = {name: _seconds(run, 1, warm=True) for name, run in ways.items()}
+    hopeless = {name for name in ways if drop_hopeless and first[name] > HOPELESS * min(first.values())}
+    ways = {name: run for name, run in ways.items() if name not in hopeless}
+    repeats = {name: max(1, min(1000, int(sample / max(first[name], 1e-7)))) for name in ways}
+    turns: dict[str, list[float]] = {name: [] for name in ways}
+    end = time.perf_counter() + budget
+    turn = 0
+    while turn < least_turns or time.perf_counter() < end:
+        for name, run in ways.items():
+            turns[name].append(_seconds(run, repeats[name]))
+        turn += 1
+    return {name: Timing((seconds,) if name in hopeless else tuple(turns[name])) for name, seconds in first.items()}
+
+
+def _seconds(run: Callable[[], Any], repeats: int, *, warm: bool = False) -> float:
+    if warm:
+        run()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
