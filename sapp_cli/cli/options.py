@@ -52,6 +52,7 @@ class LayoutName(str, Enum):
 CheckpointArgument = Annotated[
     Path,
     typer.Argument(
+        metavar="CHECKPOINT",
         help="Hugging Face folder, folder of shards, .safetensors, .safetensors.index.json, or a .pt/.pth/.bin state dict.",
         show_default=False,
     ),

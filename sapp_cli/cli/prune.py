@@ -72,8 +72,9 @@ def prune(
     """Fine-tune a checkpoint with the recipe's method until it is block-sparse; export it and report on it.
 
     \b
-    sapp prune ./my-model -r sentence-embedding --sparsity 0.8 -o ./my-model-sparse
-    sapp prune net.safetensors -r recipe.yaml --block-size 16x32 --set optimizer.lr=1e-3 -o out
+    sapp prune ./my-model -r recipe.yaml -o ./my-model-90
+    sapp prune ./my-model -r recipe.yaml --sparsity 0.8 --block-size 16x32 -o out
+    sapp prune net.safetensors -r digits --set optimizer.lr=1e-3 -o out
     """
     loaded = read_recipe(
         recipe,

@@ -1,7 +1,7 @@
 """Which way a layer computes: the fastest of those it has, measured once for each kind of batch on this machine.
 
-The ways: the generated kernel; plain torch; the dense weight with `F.linear`; the dense weight packed for oneDNN. Which one wins
-depends on the sparsity, the shape, the batch and the machine, so nothing is guessed.
+The ways: the generated kernel; plain torch; the dense weight with `F.linear`; the dense weight packed for oneDNN. Which one
+wins depends on the sparsity, the shape, the batch and the machine, so nothing is guessed.
 """
 
 from __future__ import annotations

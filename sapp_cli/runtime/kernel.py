@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from ctypes import Array, c_int64
+from ctypes import c_int64
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from sapp_cli.runtime.compile import compiled
 from sapp_cli.runtime.isa import Isa, host_isas
 from sapp_cli.runtime.kernel_shape import kernel_shape
 from sapp_cli.runtime.packing import pack
-from sapp_cli.runtime.threads import cut_into_parts, openmp, run_in_pool, threads_worth
+from sapp_cli.runtime.threads import Job, cut_into_parts, openmp, run_in_pool, threads_worth
 
 DTYPES = (torch.float32, torch.bfloat16)
 PANEL_ROWS = 48
@@ -77,7 +77,7 @@ class Kernel:
         self._run(job, len(parts))
         return y
 
-    def _run(self, job: Array[c_int64], parts: int) -> None:
+    def _run(self, job: Job, parts: int) -> None:
         parallel, code = openmp(), self._code
         if parts == 1:
             code.run_part(job, 0)

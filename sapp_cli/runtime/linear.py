@@ -5,7 +5,8 @@ R, C: block rows and columns.  br, bc: rows and columns of a block.  K: kept blo
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ class BlockSparseLinear(nn.Module):
     crow: Tensor  # int32 (R + 1,)
     col: Tensor  # int32 (K,)
     bias: Tensor | None  # (out,)
-    __constants__: ClassVar[list[str]] = ["in_features", "out_features", "block"]
+    _products: dict[torch.dtype, Products]
+    _known: tuple[Any, ...] | None  # the stamp of the buffers that the products were made of
 
     def __init__(
         self,
@@ -115,17 +117,18 @@ class BlockSparseLinear(nn.Module):
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
-            return block_sparse_linear(x, self._number, self.out_features)
+            by_operator: Tensor = block_sparse_linear(x, self._number, self.out_features)
+            return by_operator
         return self.multiply(x)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The forward pass without autocast and gradients."""
         products = self.products(x.dtype)
-        if x.dim() == 2:
-            self._check_width(x)
-            return products(x)
         self._check_width(x)
-        return products(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        if x.dim() == 2:
+            return products(x)
+        flat = products(x.reshape(math.prod(x.shape[:-1]), self.in_features))
+        return flat.view(*x.shape[:-1], self.out_features)
 
     def products(self, dtype: torch.dtype) -> Products:
         """The ways to multiply x of this dtype by the weights as they are now."""
@@ -169,8 +172,8 @@ class BlockSparseLinear(nn.Module):
 
     def _begin(self) -> None:
         """What is not saved with the module."""
-        self._products: dict[torch.dtype, Products] = {}
-        self._known: tuple[Any, ...] | None = None
+        self._products = {}
+        self._known = None
         self._number = registered(self)
         self.check()
 
@@ -205,5 +208,5 @@ class BlockSparseLinear(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._begin()

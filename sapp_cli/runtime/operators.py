@@ -28,7 +28,7 @@ def registered(layer: BlockSparseLinear) -> int:
 
 @torch.library.custom_op("sapp::block_sparse_linear", mutates_args=())
 def block_sparse_linear(x: Tensor, layer: int, out_features: int) -> Tensor:
-    """x (…, in) -> (…, out) by the layer of this number."""
+    """The layer of this number on x (…, in): (…, out)."""
     return _LAYERS[layer].multiply(x.detach())
 
 

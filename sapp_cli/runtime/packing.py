@@ -53,7 +53,9 @@ def pack(
     if pieces > 1:
         detached, crow, columns = _cut(detached, crow, columns, pieces)
     detached = F.pad(detached, (0, padded_width - bc, 0, padded_height - height)) if _padded(shape) else detached
-    by_step = detached.view(-1, padded_height, padded_width // step, step).permute(0, 2, 1, 3)  # (Kk, bc/s, bk, s)
+    by_step = detached.reshape(len(columns), padded_height, padded_width // step, step).permute(
+        0, 2, 1, 3
+    )  # (Kk, bc/s, bk, s)
     return PackedWeight(grid, shape, by_step.contiguous(), crow, columns, _bias(bias, grid, shape))
 
 

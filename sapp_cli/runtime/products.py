@@ -59,7 +59,7 @@ class Products:
         return own + sum(self._copies[place] for place in self._prepared)
 
     def _decide(self, key: tuple[int, int], x: Tensor) -> Way:
-        bucket, threads = key
+        bucket, _ = key
         names = [self._way] if self._way else self._possible()
         kept = round(len(self._values) / max(1, self._grid.count), 2)
         alike = (self._grid, kept, self._values.dtype, self._values.device, self._bias is None, key, tuple(names))

@@ -11,14 +11,17 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from sapp_cli.checkpoint.block_sparse import Indices
 
-Part = tuple[int, int, int, int]
+Part: TypeAlias = tuple[int, int, int, int]
 """First and one-past-last row of x, first and one-past-last block row."""
+Job: TypeAlias = "ctypes.Array[ctypes.c_int64]"
+"""The numbers of driver.JOB, then those of driver.PART for each part."""
 LEAST_WORK = 400_000
 """Multiplications that are worth a thread: some ten microseconds."""
 LEAST_ROWS = 24
@@ -37,14 +40,14 @@ def cut_into_parts(rows: int, crow: Indices, threads: int) -> list[Part]:
         return [(0, rows, 0, block_rows)]
     if rows >= LEAST_ROWS * threads:
         cuts = [rows * number // threads for number in range(threads + 1)]
-        return [(first, last, 0, block_rows) for first, last in zip(cuts[:-1], cuts[1:], strict=True)]
+        return [(first, last, 0, block_rows) for first, last in pairwise(cuts)]
     goals = crow[-1] * np.arange(1, threads) / threads
     cuts = [0, *np.searchsorted(crow, goals).tolist(), block_rows]
-    return [(0, rows, first, last) for first, last in zip(cuts[:-1], cuts[1:], strict=True) if first < last]
+    return [(0, rows, first, last) for first, last in pairwise(cuts) if first < last]
 
 
 @lru_cache
-def openmp() -> Callable[[int, int, int, int], None] | None:
+def openmp() -> Callable[[int, Job, int, int], None] | None:
     """`GOMP_parallel` (function, its argument, threads, flags) of the OpenMP library in this process, if there is one.
 
     libgomp and LLVM's libomp both have it. On Windows, and where torch was built without OpenMP, there is none.
@@ -59,7 +62,7 @@ def openmp() -> Callable[[int, int, int, int], None] | None:
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
-    return parallel  # type: ignore[no-any-return]
+    return parallel
 
 
 @lru_cache
@@ -68,8 +71,8 @@ def pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads - 1, thread_name_prefix="sapp")
 
 
-def run_in_pool(run_part: Any, job: int, parts: int) -> None:
-    """All parts of the job at the address `job`, one a thread; ctypes lets go of the GIL."""
+def run_in_pool(run_part: Any, job: Job, parts: int) -> None:
+    """All parts of a job, one a thread; ctypes lets go of the GIL."""
     others = [pool(parts).submit(run_part, job, number) for number in range(1, parts)]
     run_part(job, 0)
     for other in others:
