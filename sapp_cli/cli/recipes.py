@@ -10,7 +10,11 @@ import typer
 
 from sapp_cli.cli.options import JsonOption
 
-app = typer.Typer(help="List and copy the shipped recipes.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="List and copy the shipped recipes, or begin one for a checkpoint.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
 
 
 @app.command("ls")
@@ -44,6 +48,38 @@ def copy(
 
     for path in copy_recipe(name, destination, overwrite):
         print(path)
+
+
+@app.command("init")
+def init(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The checkpoint to be pruned.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; else it is printed.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented recipe for a checkpoint: its task, blocks that fit, the data section to fill in.
+
+    \b
+    sapp recipes init ./my-model -o my-recipe.yaml
+    sapp plan ./my-model -r my-recipe.yaml
+    """
+    from sapp_cli.checkpoint.source import open_checkpoint
+    from sapp_cli.checkpoint.write import disk_errors, replacing
+    from sapp_cli.errors import UsageError
+    from sapp_cli.starter import starter_recipe
+
+    if out is not None and out.exists() and not overwrite:
+        raise UsageError(f"{out}: exists already; give another name with -o, or --overwrite to replace it")
+    text = starter_recipe(open_checkpoint(checkpoint))
+    if out is None:
+        print(text, end="")
+        return
+    with disk_errors(out.parent), replacing(out) as write:
+        write(text.encode())
+    print(out)
 
 
 @app.command("schema")
