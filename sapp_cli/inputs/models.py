@@ -122,7 +122,9 @@ def _from_transformers(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> _
             )
         except Exception as error:  # whatever the library makes of a config or weights that do not fit
             raise CheckpointError(f"{checkpoint.path}: {cls.__name__} cannot load it: {_first_line(error)}") from error
-    mismatched = [f"'{key[0]}' is {tuple(key[1])}, the model wants {tuple(key[2])}" for key in sorted(info["mismatched_keys"])]
+    mismatched = [
+        f"'{key[0]}' is {tuple(key[1])}, the model wants {tuple(key[2])}" for key in sorted(info["mismatched_keys"])
+    ]
     if mismatched:
         raise CheckpointError(
             f"{checkpoint.path} does not fit the {cls.__name__} of its config.json:\n"
