@@ -6,7 +6,7 @@ out, in: a weight as a matrix.  R, C: block rows and columns.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -210,7 +210,8 @@ class MaskedWeight(nn.Module):
 
     @property
     def state(self) -> BlockState:
-        return BlockState(self.grid, self.keep, self.logits, density=float(1 - self.sparsity))
+        logits = None if self.logits is None else whole(self.logits)
+        return BlockState(self.grid, self.keep, logits, density=float(1 - self.sparsity))
 
     def block_scale(self, theta: Tensor) -> Tensor:
         """What every block of θ is multiplied by, fp32 (R, C): the method's scale where kept, 0 elsewhere."""
@@ -260,7 +261,7 @@ class AttachedLayer:
     @property
     def matrix(self) -> Tensor:
         """θ as its matrix (out, in), detached."""
-        return as_matrix(self.theta.detach(), self.masked.layout)
+        return as_matrix(whole(self.theta.detach()), self.masked.layout)
 
 
 def attach(
@@ -287,7 +288,8 @@ def attach(
 class FoldedState(Mapping[str, Tensor]):
     """The model's state dict under the names it had before `attach`, masks folded in; tensors are made when asked for.
 
-    Aliases of a tied weight give equal tensors. Pruned weights come in fp32, all others as they are.
+    Aliases of a tied weight give equal tensors. Pruned weights come in fp32, all others as they are. Of a model that FSDP
+    has spread all processes must ask for the same tensor.
     """
 
     def __init__(self, model: nn.Module, names: list[str], attached: Mapping[str, AttachedLayer]) -> None:
@@ -298,12 +300,41 @@ class FoldedState(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._masked:
             layer = self._masked[name]
-            return layer.masked.fold(layer.theta)
+            return layer.masked.fold(whole(layer.theta.detach()))
         plain: Tensor = self._plain[name]
-        return plain.detach()
+        return whole(plain.detach())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor; where FSDP has spread it, put together from the rows of all processes, which must all ask for it."""
+    put_together: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
+    return tensor if put_together is None else put_together()
+
+
+def held(tensor: Tensor) -> Tensor:
+    """The rows of a tensor that this process holds, in place: all of them, unless FSDP has spread it."""
+    local: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
+    return tensor if local is None else local()
+
+
+def rows_held(tensor: Tensor, full: Tensor) -> Tensor:
+    """Of `full`, as long as the tensor, those rows that this process holds of the tensor."""
+    if held(tensor) is tensor:
+        return full
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    each = -(-tensor.shape[0] // mesh.size())  # every process has so many rows, the last ones fewer or none
+    start = min(tensor.shape[0], each * mesh.get_local_rank())
+    return full[start : start + held(tensor).shape[0]]
+
+
+@torch.no_grad()
+def put(tensor: Tensor, full: Tensor) -> None:
+    """Write `full` into the tensor, each process the rows it holds."""
+    assert tensor.shape == full.shape, f"{tuple(full.shape)} does not fit {tuple(tensor.shape)}"
+    held(tensor).copy_(rows_held(tensor, full))

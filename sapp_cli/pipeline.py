@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,12 +44,15 @@ from sapp_cli.report.html import HTML_FILE, write_html
 from sapp_cli.report.measure import measure
 from sapp_cli.report.run import read_run
 from sapp_cli.report.sparsity import SparsityReport
-from sapp_cli.training.device import make_accelerator, reproducible
+from sapp_cli.training.device import describe_processes, make_accelerator, reproducible, shards
 from sapp_cli.training.evaluation import evaluate
 from sapp_cli.training.keeper import Keeper, open_run
 from sapp_cli.training.loop import StepRecord, count_steps, train
 from sapp_cli.training.objectives import Objective, check_fits, make_objective
-from sapp_cli.training.run_state import RunFolder
+from sapp_cli.training.processes import from_main, is_main, joined, meet
+from sapp_cli.training.run_state import RunFolder, SavedState
+from sapp_cli.training.sharding import hand_over, put_together, shard
+from sapp_cli.training.trackers import Trackers, require_packages, tracked
 
 
 class Watcher(Protocol):
@@ -63,6 +66,16 @@ class Watcher(Protocol):
 
     def step(self, record: StepRecord) -> None:
         """A finished step."""
+
+
+class _Silence:
+    """The watcher of a process that is not the main one."""
+
+    def say(self, text: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+    def step(self, record: StepRecord) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -96,56 +109,77 @@ def prune(
     overwrite: bool = False,
     resume: bool = False,
     max_shard_bytes: int | None = None,
-) -> PruneResult:
+) -> PruneResult | None:
     """Fine-tune the checkpoint with the recipe's method and write OUT: weights, report, manifest, card.
 
-    OUT appears whole or not at all. With `resume` an interrupted run goes on where it stopped, if there is one. Raises
-    SappError; whatever can be seen before the first step is seen before it.
+    OUT appears whole or not at all. With `resume` an interrupted run goes on where it stopped, if there is one. Of several
+    processes the main one writes and speaks, the others train along and get None. Raises SappError; whatever can be seen
+    before the first step is seen before it.
     """
     began = time.perf_counter()
     settings = recipe.recipe
-    check_output(out, checkpoint_path, overwrite)
     accelerator = make_accelerator(settings.train)
-    with reproducible(settings.train, accelerator), _memory_errors(settings):
+    with joined(), reproducible(settings.train, accelerator), _memory_errors(settings):
+        watcher = watcher if is_main() else _Silence()
+        require_packages(settings.train.trackers)
+        if is_main():
+            check_output(out, checkpoint_path, overwrite)
         run = _set_up(recipe, checkpoint_path, accelerator, watcher)
         model = run.loaded.model
         check_fits(run.objective, model, run.data)
         steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
-        check_free_space(out.parent, 2 * run.checkpoint.bytes)
-        inputs = {file.path.name: sha256_file(file.path) for file in run.checkpoint.files}
         folder = RunFolder(out)
-        state = open_run(folder, settings, inputs, resume=resume, anew=overwrite)
+        inputs, state = _look_for_state(run, folder, out, resume=resume, anew=overwrite)
         # A teacher is a model of its own: the student's weights are about to move.
-        teacher = run.teacher or (copy.deepcopy(model) if run.objective.needs_teacher else None)
-        dense = dict(state.about["dense"]) if state else run.evaluate(model, teacher)
-        watcher.say(f"dense: {describe_metrics(dense)}")
+        teacher = run.teacher or (copy.deepcopy(model).to(accelerator.device) if run.objective.needs_teacher else None)
+        in_pieces = shards(settings.train, accelerator)
+        dense = {} if in_pieces else _dense_metrics(run, teacher, state, watcher)
         with located(recipe):
             pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names)
-        model.to(accelerator.device)
+        if in_pieces:  # and evaluated only now, with masks that let everything through: whole it may fit on no card
+            shard(model, accelerator)
+            dense = _dense_metrics(run, teacher, state, watcher)
+        else:
+            model.to(accelerator.device)
         watcher.say(describe_layers(pruner.layers))
         for layer in pruner.layers:
             watcher.detail(f"  {layer.stored} {tuple(layer.shape)}: {layer.reason}")
 
-        about = {"recipe": settings.model_dump(mode="json"), "inputs": inputs, "dense": dense}
+        about = {
+            "recipe": settings.model_dump(mode="json"),
+            "inputs": inputs,
+            "processes": describe_processes(settings.train, accelerator),
+            "dense": dense,
+        }
         keeper = Keeper(folder, settings.train, about, state)
         with (
-            folder.made(),
-            MetricsLog(folder.log, settings.train.log_every, state.about["log_bytes"] if state else 0) as log,
+            folder.made() if is_main() else nullcontext(),
+            _log(folder, settings, state) as log,
+            tracked(accelerator, settings.train.trackers, settings, out, pruner) as trackers,
         ):
             if state:
                 watcher.say(f"going on after step {state.step} of {steps}")
-            else:
+            elif log:
                 log.evaluation(0, dense)
-            seconds = _train(run, pruner, teacher, keeper, log, watcher)
+                trackers.evaluation(0, dense)
+            seconds = _train(run, pruner, teacher, keeper, log, trackers, watcher)
+            if log is None:
+                hand_over(pruner.fold())
+                return None
             watcher.say("writing and evaluating what was written")
-            with output_folder(out, checkpoint_path, overwrite) as staged:
-                weights = PrunedWeights(run.checkpoint, run.loaded, pruner.fold(), pruner.attached)
+            with (
+                output_folder(out, checkpoint_path, overwrite) as staged,
+                put_together(pruner.fold(), in_pieces) as folded,
+            ):
+                weights = PrunedWeights(run.checkpoint, run.loaded, folded, pruner.attached)
                 companions = copy_companions(run.checkpoint.folder, staged) if run.checkpoint.folder else []
                 files = _write_weights(weights, staged, layout, max_shard_bytes)
                 # Loaded the way anybody would load it.
                 written = open_checkpoint(staged)
-                pruned = run.evaluate(load_model(written, settings.model).model.to(accelerator.device), teacher)
+                again = load_model(written, settings.model).model.to(accelerator.device)
+                pruned = run.evaluate(again, teacher, alone=True)
                 log.evaluation(steps, pruned)
+                trackers.evaluation(steps, pruned)
                 gallery = Gallery()
                 report = measure(written, layer_facts(pruner.layers, run.loaded, run.checkpoint), gallery.add)
                 manifest = Manifest(
@@ -169,7 +203,38 @@ def prune(
                 write_html(staged / HTML_FILE, out.name, report, gallery, read_run(staged))
                 write_card(staged, out.name, report, manifest.as_json(), sizes, run.architecture, companions)
         folder.remove()
-    return PruneResult(out, report, manifest.metrics, sizes, time.perf_counter() - began)
+        return PruneResult(out, report, manifest.metrics, sizes, time.perf_counter() - began)
+
+
+def _look_for_state(
+    run: _Run, folder: RunFolder, out: Path, *, resume: bool, anew: bool
+) -> tuple[dict[str, str], SavedState | None]:
+    """The hashes of the input's files, and the state to go on from: the main process looks, the others take its word."""
+    meet()  # whoever could not set up is gone by now
+    inputs: dict[str, str] = {}
+    state = None
+    if is_main():
+        check_free_space(out.parent, 2 * run.checkpoint.bytes)
+        inputs = {file.path.name: sha256_file(file.path) for file in run.checkpoint.files}
+        processes = describe_processes(run.settings.train, run.accelerator)
+        state = open_run(folder, run.settings, inputs, processes, resume=resume, anew=anew)
+    return from_main((inputs, state))
+
+
+def _dense_metrics(
+    run: _Run, teacher: nn.Module | None, state: SavedState | None, watcher: Watcher
+) -> dict[str, float]:
+    """The metrics of the checkpoint that came in; an interrupted run has noted them."""
+    metrics = dict(state.about["dense"]) if state else run.evaluate(run.loaded.model, teacher)
+    watcher.say(f"dense: {describe_metrics(metrics)}")
+    return metrics
+
+
+def _log(folder: RunFolder, settings: Recipe, state: SavedState | None) -> AbstractContextManager[MetricsLog | None]:
+    """metrics.jsonl of the main process; the others have none."""
+    if not is_main():
+        return nullcontext()
+    return MetricsLog(folder.log, settings.train.log_every, state.about["log_bytes"] if state else 0)
 
 
 def _before_and_after(
@@ -179,7 +244,13 @@ def _before_and_after(
 
 
 def _train(
-    run: _Run, pruner: Pruner, teacher: nn.Module | None, keeper: Keeper, log: MetricsLog, watcher: Watcher
+    run: _Run,
+    pruner: Pruner,
+    teacher: nn.Module | None,
+    keeper: Keeper,
+    log: MetricsLog | None,
+    trackers: Trackers,
+    watcher: Watcher,
 ) -> float:
     """Train to the end of the schedule; the seconds it took, those before an interruption included."""
     seconds = 0.0
@@ -187,7 +258,9 @@ def _train(
     def on_step(record: StepRecord) -> None:
         nonlocal seconds
         seconds = record.seconds
-        log.step(record)
+        if log:
+            log.step(record)
+        trackers.step(record)
         watcher.step(record)
 
     train(
@@ -236,18 +309,25 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path) -> Plan:
     return make_plan(checkpoint, loaded, layers, schedule, settings)
 
 
-def evaluate_checkpoint(recipe: LoadedRecipe, checkpoint_path: Path, teacher_path: Path | None) -> dict[str, float]:
-    """The recipe's metrics of a dense or block-sparse checkpoint on the recipe's validation data."""
+def evaluate_checkpoint(
+    recipe: LoadedRecipe, checkpoint_path: Path, teacher_path: Path | None
+) -> dict[str, float] | None:
+    """The recipe's metrics of a dense or block-sparse checkpoint on the recipe's validation data.
+
+    Of several processes the main one gets them, the others None.
+    """
     settings = recipe.recipe
     accelerator = make_accelerator(settings.train)
-    with reproducible(settings.train, accelerator), _memory_errors(settings):
+    with joined(), reproducible(settings.train, accelerator), _memory_errors(settings):
         run = _set_up(recipe, checkpoint_path, accelerator, None, pruning=False, teacher_path=teacher_path)
         if settings.objective.task == "embedding-distillation" and run.teacher is None:
             raise UsageError(
                 f"objective.task: {settings.objective.task} compares with a dense checkpoint; name it with --teacher"
             )
         check_fits(run.objective, run.loaded.model, run.data)
-        return run.evaluate(run.loaded.model, run.teacher)
+        meet()  # whoever could not set up is gone by now
+        metrics = run.evaluate(run.loaded.model, run.teacher)
+        return metrics if is_main() else None
 
 
 @dataclass(frozen=True)
@@ -268,10 +348,10 @@ class _Run:
         names = (self.checkpoint.config or {}).get("architectures")
         return str(names[0]) if names else None
 
-    def evaluate(self, model: nn.Module, teacher: nn.Module | None) -> dict[str, float]:
-        """The metrics of a model on all validation rows."""
+    def evaluate(self, model: nn.Module, teacher: nn.Module | None, *, alone: bool = False) -> dict[str, float]:
+        """The metrics of a model on all validation rows, shared out among the processes unless this one is `alone`."""
         size = self.settings.data.evaluation_batch_size or self.settings.data.batch_size
-        return evaluate(model, self.objective, self.data, size, self.accelerator, teacher=teacher)
+        return evaluate(model, self.objective, self.data, size, self.accelerator, teacher=teacher, alone=alone)
 
 
 def _set_up(
@@ -303,7 +383,8 @@ def _set_up(
     named = teacher_path or settings.objective.distill.teacher
     if objective.needs_teacher and named is not None:
         teacher = load_model(open_checkpoint(named), settings.model).model.to(accelerator.device)
-    loaded.model.to(accelerator.device)
+    if not (pruning and shards(settings.train, accelerator)):
+        loaded.model.to(accelerator.device)
     return _Run(accelerator, settings, checkpoint, loaded, teacher, data, objective)
 
 

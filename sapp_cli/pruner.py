@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sapp_cli.core.masks import from_matrix, spread
+from sapp_cli.core.masks import attention, from_matrix, spread
 from sapp_cli.core.schedule import Moment, Phase, PhaseSchedule, ramp
 from sapp_cli.core.selection import ramp_count, uniform
 from sapp_cli.errors import SettingError
-from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers
+from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers, held, put, rows_held
 from sapp_cli.methods import SequentialAttention
 from sapp_cli.recipe.schema import PruneSection
 
@@ -37,7 +37,9 @@ class Pruner:
 
     `settings`: the recipe's `prune` section, or a mapping of its keys. `stored_names` {name in the model: in the checkpoint}.
 
-    Attributes: `layers`, every weight with its decision; `attached`, the pruned ones in the live model; `schedule`.
+    Attributes: `layers`, every weight with its decision; `attached`, the pruned ones in the live model; `schedule`;
+    `support`, the masks {layer name: keep} of the last sparse phase, empty before the first; `exchanged`, the share of its
+    kept blocks that the sparse phase before it had not kept, None before the second.
 
     Raises SettingError if no layer would be pruned, a rule matches nothing, or the run is too short for its timetable.
     """
@@ -56,6 +58,8 @@ class Pruner:
         self._model = model
         self._names = list(model.state_dict())
         self.attached = attach(model, self.layers, self.method, self.settings.lock_zero_blocks)
+        self.support: dict[str, Tensor] = {}
+        self.exchanged: float | None = None
         self._held: dict[str, _Held] = {}
 
     def parameter_groups(
@@ -121,6 +125,17 @@ class Pruner:
         return 1 - kept / sum(keep.numel() for keep in self.masks.values())
 
     @torch.no_grad()
+    def attention_ranges(self) -> dict[str, tuple[float, float]]:
+        """{layer name: least and greatest A of its kept blocks}, before the clamp, for methods that train A."""
+        ranges = {}
+        for name, layer in self.attached.items():
+            state = layer.masked.state
+            if state.logits is not None:
+                kept = attention(state.logits)[state.keep]
+                ranges[name] = (float(kept.min()), float(kept.max()))
+        return ranges
+
+    @torch.no_grad()
     def step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> Moment:
         """Bring the masks to where they are in step `step`, counted from 0; call it before the step's forward.
 
@@ -136,6 +151,8 @@ class Pruner:
             self._shrink(moment)
         if moment.begins or moment.phase is Phase.SPARSIFICATION:
             self._remember(moment)
+        if moment.begins and moment.phase is Phase.SPARSE:
+            self._compare_support()
         return moment
 
     @torch.no_grad()
@@ -144,14 +161,17 @@ class Pruner:
 
         Decay and momentum move them in an optimizer's step; `step` and `fold` undo that before they look at anything.
         """
-        for name, held in self._held.items():
-            held.restore(self.attached[name])
+        for name, before in self._held.items():
+            before.restore(self.attached[name])
 
     @torch.no_grad()
-    def restore(self, steps_done: int, masks: Mapping[str, Tensor]) -> None:
-        """Go on from a saved run: the model's state is loaded already, `masks` {layer name: keep} were those of then."""
+    def restore(
+        self, steps_done: int, masks: Mapping[str, Tensor], support: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Go on from a saved run: the model's state is loaded already, `masks` and `support` were those of then."""
         for name, keep in self.masks.items():
             keep.copy_(masks[name])
+        self.support = {name: keep.to(self.masks[name].device) for name, keep in (support or {}).items()}
         if steps_done:
             self._remember(self.schedule.at(steps_done - 1))
 
@@ -191,9 +211,11 @@ class Pruner:
         elif moment.phase is Phase.SPARSE and moment.after_dense:
             self._select({name: layer.layer.kept_count for name, layer in self.attached.items()})  # fewer, if locked
         for name, layer in self.attached.items():
-            matrix = layer.matrix.clone()
-            self.method.begin(moment, matrix, layer.masked.state, before[name])
-            layer.theta.copy_(from_matrix(matrix, layer.masked.layout))
+            matrix, state = layer.matrix.clone(), layer.masked.state
+            self.method.begin(moment, matrix, state, before[name])
+            put(layer.theta, from_matrix(matrix, layer.masked.layout))
+            if layer.masked.logits is not None and state.logits is not None:
+                put(layer.masked.logits, state.logits)
 
     def _shrink(self, moment: Moment) -> None:
         """A sparsification step: the blocks of least score among those still there go. Never revives one."""
@@ -214,6 +236,12 @@ class Pruner:
         for name, keep in uniform(scores, counts).items():
             self.attached[name].masked.keep.logical_and_(keep)
 
+    def _compare_support(self) -> None:
+        if self.support:
+            new = sum(int((keep & ~self.support[name]).sum()) for name, keep in self.masks.items())
+            self.exchanged = new / sum(int(keep.sum()) for keep in self.masks.values())
+        self.support = {name: keep.clone() for name, keep in self.masks.items()}
+
     def _remember(self, moment: Moment) -> None:
         """Note what the pruned blocks hold, so that `hold` can undo what decay and momentum do to them.
 
@@ -223,7 +251,7 @@ class Pruner:
 
 
 class _Held:
-    """Weights and logits of one layer's pruned blocks, as they were when pruned."""
+    """Weights and logits of one layer's pruned blocks, as they were when pruned; under FSDP of this process's rows."""
 
     def __init__(self, pruned: Tensor, weights: Tensor | None, entries: Tensor | None, logits: Tensor | None) -> None:
         self.pruned = pruned  # bool (R, C)
@@ -235,16 +263,20 @@ class _Held:
     def of(cls, layer: AttachedLayer, weights: bool) -> _Held:
         masked = layer.masked
         pruned = ~masked.keep
-        entries = from_matrix(spread(pruned, masked.grid), masked.layout) if weights and pruned.any() else None
-        values = None if entries is None else layer.theta.detach()[entries]
-        logits = None if masked.logits is None else masked.logits.detach()[pruned]
+        entries = values = logits = None
+        if weights and pruned.any():
+            entries = rows_held(layer.theta, from_matrix(spread(pruned, masked.grid), masked.layout))
+            values = held(layer.theta.detach())[entries]
+        if masked.logits is not None:
+            pruned = rows_held(masked.logits, pruned)
+            logits = held(masked.logits.detach())[pruned]
         return cls(pruned, values, entries, logits)
 
     def restore(self, layer: AttachedLayer) -> None:
         if self.entries is not None and self.weights is not None:
-            layer.theta[self.entries] = self.weights
+            held(layer.theta)[self.entries] = self.weights
         if self.logits is not None and layer.masked.logits is not None:
-            layer.masked.logits[self.pruned] = self.logits
+            held(layer.masked.logits)[self.pruned] = self.logits
 
 
 def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:

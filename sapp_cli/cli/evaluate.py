@@ -46,6 +46,8 @@ def evaluate(
     from sapp_cli.cli.tables import print_metrics, stdout
 
     metrics = pipeline.evaluate_checkpoint(loaded, checkpoint, teacher)
+    if metrics is None:
+        return  # one of several processes; the main one tells
     if as_json:
         print(json.dumps({"checkpoint": str(checkpoint), "metrics": metrics}, indent=2, ensure_ascii=False))
     else:

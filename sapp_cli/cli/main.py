@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from sapp_cli._version import __version__
-from sapp_cli.cli import check, evaluate, export, plan, prune, recipes, report
+from sapp_cli.cli import bench, check, evaluate, export, plan, prune, recipes, report
 from sapp_cli.cli.help import keep_examples
 from sapp_cli.errors import Interrupted, SappError
 
@@ -27,6 +27,7 @@ app.command("prune")(prune.prune)
 app.command("plan")(plan.plan)
 app.command("report")(report.report)
 app.command("check")(check.check)
+app.command("bench")(bench.bench)
 app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(recipes.app, name="recipes")

@@ -113,6 +113,8 @@ def prune(
             resume=resume,
             max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
         )
+    if result is None:
+        return  # one of several processes; the main one has written and tells
     if as_json:
         print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:

@@ -29,9 +29,8 @@ class MetricsLog:
         self._file.close()
 
     def step(self, record: StepRecord) -> None:
-        """Every `every`-th step, the first of each phase, the last, and those followed by an evaluation."""
-        number = record.moment.step + 1
-        if number % self._every == 0 or number == record.steps or record.moment.begins or record.metrics:
+        """A finished step, if it is one of those that are logged."""
+        if record.is_logged(self._every):
             self._write(record.as_json())
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -159,7 +159,9 @@ class PrunedWeights:
         if not model_name:
             shape = self._checkpoint.shape(name)
             return TensorOut(name, self._dtype(name), shape, lambda: self._checkpoint.dense_array(name))
-        shape = tuple(self._state[model_name].shape)
+        # The checkpoint knows the shape; asking the state would make the tensor.
+        added = name in self._loaded.added
+        shape = tuple(self._state[model_name].shape) if added else self._checkpoint.shape(name)
         return TensorOut(name, self._dtype(name), shape, lambda: self._bits(name))
 
     def _triple(self, weight: PrunedWeight) -> tuple[TensorOut, ...]:

@@ -249,6 +249,9 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward and backward pass; weights, logits and optimizer state are fp32 in any case."""
 
+    shard: bool = False
+    """Of several processes: spread weights, gradients and optimizer state over them (FSDP2), where otherwise each has all."""
+
     deterministic: bool = False
     """Ask CUDA for deterministic kernels; a CPU run is deterministic anyway."""
 
@@ -272,6 +275,9 @@ class TrainSection(Section):
 
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
+
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    """Who is told beside metrics.jsonl, at the same steps: TensorBoard, Weights & Biases; needs sapp-cli[trackers]."""
 
 
 class PhasesSection(Section):

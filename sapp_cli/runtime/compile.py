@@ -51,7 +51,8 @@ def optimized(shape: KernelShape, *, openmp: bool) -> tuple[Any, Any]:
         cpu=_cpu(shape.isa), features=shape.isa.features, opt=3, jit=shape.isa.triple is None
     )
     options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.slp_vectorization = False  # the tiles are vectors already
+    options.slp_vectorization = False  # the tiles are vectors already,
+    options.loop_unrolling = False  # and as long as the registers last
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
     return machine, module
@@ -66,6 +67,7 @@ def _initialize(isa: Isa) -> None:
     if isa.triple is None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
+        llvm.initialize_native_asmparser()  # for the one instruction that is written out
     else:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()

@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from sapp_cli.runtime.ir_builder import F32, I32, I64, POINTER, VOID, Code, Value, declare, define
+from sapp_cli.runtime.ir_builder import F32, I32, I64, POINTER, Code, Value, declare, define
 from sapp_cli.runtime.kernel_shape import KernelShape
 from sapp_cli.runtime.tiles import define_single_row, define_tile
 
@@ -84,7 +84,7 @@ def _define_run_part(module: Any, shape: KernelShape, tiles: dict[int, Any], sin
 def _pack_panel(
     code: Code, shape: KernelShape, x: Value, rows: Value, columns: Value, block_columns: Value, panel: Value
 ) -> None:
-    """X [rows][in] -> panel [block column][rows][padded_width], zeros beyond the edge of x."""
+    """Copy x [rows][in] into the panel [block column][rows][padded_width], zeros beyond the edge of x."""
     arithmetic = shape.arithmetic
     zero = ir.Constant(arithmetic.panel, 0)
     whole_blocks = code.ir.sdiv(columns, code.number(shape.width))
@@ -167,4 +167,3 @@ def _define_run_team(module: Any) -> None:
         with code.ir.if_then(code.ir.icmp_signed("<", part, parts)):
             code.ir.call(run_part, [args["job"], part])
     code.ir.ret_void()
-    assert run_part.function_type.return_type == VOID

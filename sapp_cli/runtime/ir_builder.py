@@ -42,13 +42,13 @@ class Variable:
 
     def __init__(self, code: Code, value: Value) -> None:
         self._code = code
-        self._type = value.type
+        self.type = value.type
         with code.ir.goto_entry_block():  # in a loop it would take new stack every time
             self._place = code.ir.alloca(value.type)
         self.set(value)
 
     def get(self) -> Value:
-        return self._code.ir.load(self._place, typ=self._type)
+        return self._code.ir.load(self._place, typ=self.type)
 
     def set(self, value: Value) -> None:
         self._code.ir.store(value, self._place)

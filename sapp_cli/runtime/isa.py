@@ -33,12 +33,10 @@ AVX512_FEATURES = f"{AVX2_FEATURES},+avx512f,+avx512bw,+avx512dq,+avx512vl,-pref
 AVX512 = Isa("avx512", lanes=16, registers=32, features=AVX512_FEATURES)
 AVX512_BF16 = Isa("avx512-bf16", lanes=16, registers=32, features=f"{AVX512_FEATURES},+avx512bf16", bf16_dot=True)
 AVX2 = Isa("avx2", lanes=8, registers=16, features=AVX2_FEATURES)
-GENERIC = Isa("generic", lanes=4, registers=16)
-"""What every processor of this architecture has."""
+GENERIC = Isa("generic", lanes=4, registers=14)
+"""What every processor of this architecture has. Of 16 registers, two hold products on their way to the sums."""
 NEON = Isa("neon", lanes=4, registers=32, triple="aarch64-unknown-linux-gnu", features="+neon")
 """64-bit ARM, for cross-generation."""
-
-ISAS = {isa.name: isa for isa in (AVX512_BF16, AVX512, AVX2, NEON, GENERIC)}
 
 
 @lru_cache

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import struct
 import threading
-from ctypes import c_int64
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from sapp_cli.runtime.compile import compiled
 from sapp_cli.runtime.isa import Isa, host_isas
 from sapp_cli.runtime.kernel_shape import kernel_shape
 from sapp_cli.runtime.packing import pack
-from sapp_cli.runtime.threads import Job, cut_into_parts, openmp, run_in_pool, threads_worth
+from sapp_cli.runtime.threads import cut_into_parts, openmp, run_in_pool, threads_worth
 
 DTYPES = (torch.float32, torch.bfloat16)
 PANEL_ROWS = 48
@@ -73,11 +73,11 @@ class Kernel:
         panels = _SCRATCH.address(panel_bytes * len(parts))
         shared = (x.data_ptr(), y.data_ptr(), *self._addresses, panels, panel_bytes, panel_rows, rows == 1, len(parts))
         numbers = (*shared, *(number for part in parts for number in part)) if len(parts) > 1 else (*shared, *parts[0])
-        job = (c_int64 * len(numbers))(*numbers)
+        job = struct.pack(f"{len(numbers)}q", *numbers)
         self._run(job, len(parts))
         return y
 
-    def _run(self, job: Job, parts: int) -> None:
+    def _run(self, job: bytes, parts: int) -> None:
         parallel, code = openmp(), self._code
         if parts == 1:
             code.run_part(job, 0)

@@ -65,8 +65,15 @@ class KernelShape:
 
     @property
     def unrolled_steps(self) -> int:
-        """Steps written out in the body of the innermost loop."""
-        return next(count for count in (4, 2, 1) if self.steps % count == 0)
+        """Steps written out in the body of the innermost loop: four columns, or LLVM loads too much too early; all eight
+        of a small block, which then needs no loop.
+        """
+        step = self.arithmetic.step
+        for count in (8, 4, 2):
+            columns = count * step
+            if self.steps % count == 0 and (columns <= 4 or (columns == 8 and count == self.steps)):
+                return count
+        return 1
 
 
 @lru_cache
@@ -90,4 +97,4 @@ def _lanes(isa: Isa, height: int) -> int:
     exact = height & -height  # the largest power of two in it
     if exact >= min(LEAST_LANES, isa.lanes):
         return min(exact, isa.lanes)
-    return min(isa.lanes, max(4, 1 << (height - 1).bit_length()))
+    return min(isa.lanes, max(LEAST_LANES, 1 << (height - 1).bit_length()))

@@ -72,8 +72,9 @@ class BlockSparseLinear(nn.Module):
         """The same of a weight (out, in)."""
         out, columns = weight.shape
         grid = BlockGrid((out, columns), block)
-        # As float32, in which every float of half the size has its own value.
-        sparse = encode(weight.detach().float().cpu().numpy(), grid, DTYPES["F32"])
+        # As float32, in which every shorter float has its own value.
+        exact = weight.detach().cpu() if weight.dtype == torch.float64 else weight.detach().float().cpu()
+        sparse = encode(exact.numpy(), grid, DTYPES["F64" if weight.dtype == torch.float64 else "F32"])
         return cls.from_matrix(sparse, grid, bias, weight.dtype, way).to(weight.device)
 
     @classmethod
@@ -85,12 +86,9 @@ class BlockSparseLinear(nn.Module):
         dtype: torch.dtype = torch.float32,
         way: str | None = None,
     ) -> BlockSparseLinear:
-        """Of a block-sparse matrix; values that stand for bfloat16 are its bits."""
-        values = np.ascontiguousarray(sparse.values)
-        bits = values.dtype == np.uint16
-        tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if bits else torch.from_numpy(values)
-        crow, col = torch.from_numpy(np.array(sparse.crow)), torch.from_numpy(np.array(sparse.col))
-        return cls(grid.matrix, tensor.to(dtype), crow, col, bias, way)
+        """Of a block-sparse matrix with float values, which become ones of `dtype`."""
+        values, crow, col = (torch.from_numpy(np.array(array)) for array in (sparse.values, sparse.crow, sparse.col))
+        return cls(grid.matrix, values.to(dtype), crow, col, bias, way)
 
     @property
     def grid(self) -> BlockGrid:
@@ -178,10 +176,19 @@ class BlockSparseLinear(nn.Module):
         self.check()
 
     def _stamp(self) -> tuple[Any, ...]:
-        """Changes when anything that the products were made of changes."""
-        tensors = [tensor for tensor in self._buffers.values() if tensor is not None]
-        versions = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
-        return (*(tensor.data_ptr() for tensor in tensors), *versions, self.way)
+        """Changes when anything that the products were made of changes; taken at every call, so it has to be quick."""
+        buffers = self._buffers
+        values, crow, col, bias = buffers["values"], buffers["crow"], buffers["col"], buffers["bias"]
+        assert values is not None and crow is not None and col is not None, "the three tensors are always there"
+        places = values.data_ptr(), crow.data_ptr(), col.data_ptr(), 0 if bias is None else bias.data_ptr()
+        if (
+            values.is_inference()
+            or crow.is_inference()
+            or col.is_inference()
+            or (bias is not None and bias.is_inference())
+        ):
+            return (*places, self.way)  # torch does not count changes of these
+        return (*places, values._version, crow._version, col._version, 0 if bias is None else bias._version, self.way)
 
     def _check_width(self, x: Tensor) -> None:
         if x.shape[-1] != self.in_features:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +11,11 @@ from torch import Tensor
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import DENSE, KERNEL, ONEDNN, PLAIN, Choice, Way, bucket_of, choose, dense_ways
 from sapp_cli.runtime.plain import PlainProduct, dense_weight
+
+if TYPE_CHECKING:
+    from sapp_cli.runtime.kernel import Kernel
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 _MEASURED: dict[tuple[object, ...], Choice] = {}
 """Choices of layers that are alike: same matrix, blocks, share of kept blocks, dtype, bucket and threads."""
@@ -60,13 +65,17 @@ class Products:
 
     def _decide(self, key: tuple[int, int], x: Tensor) -> Way:
         bucket, _ = key
-        names = [self._way] if self._way else self._possible()
+        names = [self._way] if self._way else [KERNEL, PLAIN, DENSE, ONEDNN]
         kept = round(len(self._values) / max(1, self._grid.count), 2)
         alike = (self._grid, kept, self._values.dtype, self._values.device, self._bias is None, key, tuple(names))
         known = _MEASURED.get(alike)
         if known is None:
-            ways = {name: self._prepare(name, bucket, len(x)) for name in names}
-            known = _MEASURED[alike] = choose({name: way for name, way in ways.items() if way is not None}, x)
+            prepared = ((name, self._prepare(name, bucket, len(x))) for name in names)
+            ways = {name: way for name, way in prepared if way is not None}
+            if not ways:
+                what = f"{self._values.dtype} on {self._values.device}"
+                raise ValueError(f"the way '{self._way}' is not possible for {what} here; leave it out")
+            known = _MEASURED[alike] = choose(ways, x)
         self.choices[key] = known
         way = self._prepare(known.way, bucket, len(x))
         assert way is not None, f"{known.way} was chosen and is not possible"
@@ -75,10 +84,6 @@ class Products:
         in_use = {(choice.way, self._slot(choice.way, choice.bucket)) for choice in self.choices.values()}
         self._prepared = {place: ready for place, ready in self._prepared.items() if place in in_use}
         return way
-
-    def _possible(self) -> list[str]:
-        has_kernel = self._values.is_cpu and self._values.dtype in KERNEL_DTYPES and kernels_work()
-        return [*([KERNEL] if has_kernel else []), PLAIN, DENSE, ONEDNN]
 
     def _slot(self, name: str, bucket: int) -> int:
         """OneDNN packs for a size of batch; the other ways are one for all."""
@@ -92,11 +97,9 @@ class Products:
         self._copies[place] = 0
         way: Way | None
         if name == KERNEL:
-            from sapp_cli.runtime.kernel import Kernel
-
-            way = kernel = Kernel(self._values, self._crow.numpy(), self._col.numpy(), self._bias, self._grid)
-            shared = kernel.weight.values.data_ptr() == self._values.data_ptr()
-            self._copies[place] = 0 if shared else kernel.weight.values.nbytes
+            way = self._kernel()
+            shared = way is None or way.weight.values.data_ptr() == self._values.data_ptr()
+            self._copies[place] = 0 if way is None or shared else way.weight.values.nbytes
         elif name == PLAIN:
             way = self.plain
         else:
@@ -107,21 +110,24 @@ class Products:
             self._prepared[place] = way
         return way
 
+    def _kernel(self) -> Kernel | None:
+        """The generated kernel; None where there is none for this dtype or device, or code cannot be generated."""
+        if not (self._values.is_cpu and self._values.dtype in KERNEL_DTYPES and kernels_work()):
+            return None
+        from sapp_cli.runtime.kernel import Kernel
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+        try:
+            return Kernel(self._values, self._crow.numpy(), self._col.numpy(), self._bias, self._grid)
+        except RuntimeError:  # of LLVM, on a system that forbids new code
+            return None
 
 
 @lru_cache
 def kernels_work() -> bool:
-    """True if llvmlite is there and can generate code for this process."""
-    if importlib.util.find_spec("llvmlite") is None:
-        return False
+    """True if llvmlite is there and knows this processor."""
     try:
-        from sapp_cli.runtime.compile import compiled
         from sapp_cli.runtime.isa import host_isas
-        from sapp_cli.runtime.kernel_shape import kernel_shape
 
-        compiled(kernel_shape(host_isas()[-1], (4, 4), bf16=False), openmp=False)
-    except (ImportError, OSError, RuntimeError):  # LLVM without this processor, or a system that forbids new code
+        return bool(host_isas())
+    except (ImportError, OSError, RuntimeError):
         return False
-    return True

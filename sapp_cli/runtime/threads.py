@@ -20,10 +20,8 @@ from sapp_cli.checkpoint.block_sparse import Indices
 
 Part: TypeAlias = tuple[int, int, int, int]
 """First and one-past-last row of x, first and one-past-last block row."""
-Job: TypeAlias = "ctypes.Array[ctypes.c_int64]"
-"""The numbers of driver.JOB, then those of driver.PART for each part."""
-LEAST_WORK = 400_000
-"""Multiplications that are worth a thread: some ten microseconds."""
+LEAST_WORK = 1_000_000
+"""Multiplications that are worth a thread: some twenty microseconds, several times what it costs to bring in another."""
 LEAST_ROWS = 24
 """Rows of x that are worth a thread of their own; with fewer, tiles get low."""
 
@@ -47,7 +45,7 @@ def cut_into_parts(rows: int, crow: Indices, threads: int) -> list[Part]:
 
 
 @lru_cache
-def openmp() -> Callable[[int, Job, int, int], None] | None:
+def openmp() -> Callable[[int, bytes, int, int], None] | None:
     """`GOMP_parallel` (function, its argument, threads, flags) of the OpenMP library in this process, if there is one.
 
     libgomp and LLVM's libomp both have it. On Windows, and where torch was built without OpenMP, there is none.
@@ -71,7 +69,7 @@ def pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads - 1, thread_name_prefix="sapp")
 
 
-def run_in_pool(run_part: Any, job: Job, parts: int) -> None:
+def run_in_pool(run_part: Any, job: bytes, parts: int) -> None:
     """All parts of a job, one a thread; ctypes lets go of the GIL."""
     others = [pool(parts).submit(run_part, job, number) for number in range(1, parts)]
     run_part(job, 0)

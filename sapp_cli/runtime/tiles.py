@@ -33,7 +33,7 @@ ARGUMENTS = {
 
 
 def define_tile(module: Any, shape: KernelShape, rows: int) -> Any:
-    """Y = bias + panel · valuesᵀ for `rows` rows of x. Every sum is taken column by column, whatever the tile's size."""
+    """The function y = bias + panel · valuesᵀ for `rows` rows of x; sums go column by column, whatever the tile's size."""
     code, args = define(module, f"tile_{rows}", ARGUMENTS, private=True)
     bias = _bias(code, shape, args["bias"])
     _prefetch(code, shape, args, rows)
@@ -41,12 +41,12 @@ def define_tile(module: Any, shape: KernelShape, rows: int) -> Any:
     with code.loop(args["blocks"]) as block:
         x, values = _block(code, shape, args, block)
         with code.loop(shape.steps, step=shape.unrolled_steps) as first_step:
+            first_column = _column(code, shape, x, first_step)
             for unrolled in range(shape.unrolled_steps):
-                step = code.sum(first_step, unrolled)
-                weights = _weights(code, shape, values, step)
+                weights = _weights(code, shape, values, code.sum(first_step, unrolled))
                 for row in range(rows):
-                    entry = code.sum(row * shape.padded_width, code.product(step, shape.arithmetic.step))
-                    _take_in(code, shape, sums[row], code.element(x, shape.arithmetic.panel, entry), weights)
+                    offset = row * shape.padded_width + unrolled * shape.arithmetic.step
+                    shape.arithmetic.take_in(code, sums[row], first_column, offset, weights)
     _store(code, shape, args, [[total.get() for total in row] for row in sums])
     code.ir.ret_void()
     return code.function
@@ -62,11 +62,10 @@ def define_single_row(module: Any, shape: KernelShape) -> Any:
     with code.loop(args["blocks"]) as block:
         x, values = _block(code, shape, args, block)
         with code.loop(shape.steps, step=chains) as first_step:
+            first_column = _column(code, shape, x, first_step)
             for chain in range(chains):
-                step = code.sum(first_step, chain)
-                weights = _weights(code, shape, values, step)
-                entry = code.product(step, shape.arithmetic.step)
-                _take_in(code, shape, sums[chain], code.element(x, shape.arithmetic.panel, entry), weights)
+                weights = _weights(code, shape, values, code.sum(first_step, chain))
+                shape.arithmetic.take_in(code, sums[chain], first_column, chain * shape.arithmetic.step, weights)
     while len(sums) > 1:  # pairwise
         half = len(sums) // 2
         for first, second in zip(sums[:half], sums[half:], strict=True):
@@ -107,10 +106,9 @@ def _prefetch(code: Code, shape: KernelShape, args: dict[str, Value], rows: int)
             code.prefetch_for_writing(code.element(start, shape.arithmetic.stored, line))
 
 
-def _take_in(code: Code, shape: KernelShape, sums: list[Variable], x: Value, weights: list[Value]) -> None:
-    columns = shape.arithmetic.columns(code, x, shape.lanes)
-    for total, vector in zip(sums, weights, strict=True):
-        total.set(shape.arithmetic.multiply_add(code, total.get(), columns, vector))
+def _column(code: Code, shape: KernelShape, x: Value, step: Value) -> Value:
+    """Address of the first row of x at this step."""
+    return code.element(x, shape.arithmetic.panel, code.product(step, shape.arithmetic.step))
 
 
 def _store(code: Code, shape: KernelShape, args: dict[str, Value], sums: list[list[Value]]) -> None:

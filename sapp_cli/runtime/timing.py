@@ -23,6 +23,11 @@ class Timing:
         return median(self.seconds)
 
     @property
+    def least(self) -> float:
+        """Of the turn that was disturbed least; on a busy machine the ratio of two of these is the steadier one."""
+        return min(self.seconds)
+
+    @property
     def spread(self) -> float:
         """Half of the turns lie within this many seconds (interquartile range)."""
         if len(self.seconds) < 2:

@@ -75,8 +75,14 @@ def evaluation_batches(
 
     Evenly spaced, because files are often sorted by class.
     """
+    for share in evaluation_shares(data, size, rows, rank, world):
+        yield data.collate([data.validation[index] for index in share])
+
+
+def evaluation_shares(data: DataSets, size: int, rows: int | None, rank: int, world: int) -> Iterator[list[int]]:
+    """The row numbers of those batches; the first process has as many batches as any."""
     available = len(data.validation)  # type: ignore[arg-type]
     count = available if rows is None else min(rows, available)
     mine = [index * available // count for index in range(count)][rank::world]
     for start in range(0, len(mine), size):
-        yield data.collate([data.validation[index] for index in mine[start : start + size]])
+        yield mine[start : start + size]

@@ -2,38 +2,90 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from sapp_cli.errors import UsageError
 from sapp_cli.recipe.schema import TrainSection
+from sapp_cli.training.processes import connect
+
+ACCELERATE_FSDP = "ACCELERATE_USE_FSDP"
+"""Set by `accelerate launch` where its configuration, or --use_fsdp, asks for FSDP."""
 
 
 def make_accelerator(settings: TrainSection) -> Accelerator:
-    """The accelerator of a run. Raises UsageError for a device or a precision that this machine does not have."""
+    """The accelerator of a run, on one process or as many as torchrun or `accelerate launch` started.
+
+    Raises UsageError for a device or a precision that this machine does not have.
+    """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("train.device: cuda, but torch sees no CUDA device; take auto or cpu")
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     if settings.precision == "fp16" and cpu:
         raise UsageError("train.precision: fp16 needs a GPU; take bf16 or fp32")
+    cards, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if not cpu and local_rank >= cards:
+        raise UsageError(
+            f"process {local_rank} of this machine has no GPU, torch sees {cards}: start as many as there are"
+        )
     # It is one for the whole process and refuses other settings than those of the run before.
     AcceleratorState._reset_state()
     precision = {"fp32": "no"}.get(settings.precision, settings.precision)
-    return Accelerator(cpu=cpu, mixed_precision=precision)
+    # A pooler that the loss does not look at gets no gradient; DDP would wait for it.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    with _without_fsdp_of_accelerate():
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[unused])
+    connect()
+    if settings.precision == "fp16" and shards(settings, accelerator):
+        raise UsageError("train.precision: fp16 does not go with weights spread by FSDP; take bf16")
+    return accelerator
+
+
+def shards(settings: TrainSection, accelerator: Accelerator) -> bool:
+    """True if the weights are to be spread over the processes: the recipe or `accelerate launch` asks for it."""
+    asked = settings.shard or os.environ.get(ACCELERATE_FSDP, "false").lower() in ("1", "true")
+    return asked and accelerator.num_processes > 1
+
+
+def describe_processes(settings: TrainSection, accelerator: Accelerator) -> str:
+    """How many, and how they share the work: "1", "2 (DDP)" or "2 (FSDP2)"."""
+    count = accelerator.num_processes
+    return f"{count} ({'FSDP2' if shards(settings, accelerator) else 'DDP'})" if count > 1 else "1"
+
+
+@contextmanager
+def _without_fsdp_of_accelerate() -> Iterator[None]:
+    """Accelerate prepares devices and processes; what is spread, and when, is `sharding.shard`'s business."""
+    asked = os.environ.pop(ACCELERATE_FSDP, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[ACCELERATE_FSDP] = asked
 
 
 @contextmanager
 def reproducible(settings: TrainSection, accelerator: Accelerator) -> Iterator[None]:
-    """Everything random seeded, kernels that give the same bits every time: always on a CPU, on CUDA where asked."""
+    """Everything random seeded, kernels that give the same bits every time: always on a CPU, on CUDA where asked.
+
+    All processes draw the same until `draw_apart`: weights that a checkpoint lacks start equal everywhere.
+    """
     before = torch.are_deterministic_algorithms_enabled()
-    set_seed(settings.seed, device_specific=accelerator.num_processes > 1)
+    set_seed(settings.seed)
     torch.use_deterministic_algorithms(settings.deterministic or accelerator.device.type == "cpu")
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def draw_apart(settings: TrainSection, accelerator: Accelerator) -> None:
+    """From here on every process draws its own random numbers: equal seeds would give all of them one dropout mask."""
+    if accelerator.num_processes > 1:
+        set_seed(settings.seed, device_specific=True)

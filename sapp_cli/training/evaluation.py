@@ -9,9 +9,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sapp_cli.inputs.data import DataSets
-from sapp_cli.training.batches import evaluation_batches
+from sapp_cli.inputs.data import Batch, DataSets
+from sapp_cli.training.batches import evaluation_batches, evaluation_shares
 from sapp_cli.training.objectives import Objective
+from sapp_cli.training.processes import gather
+from sapp_cli.training.sharding import is_sharded
 
 
 @torch.no_grad()
@@ -24,23 +26,51 @@ def evaluate(
     *,
     teacher: nn.Module | None = None,
     rows: int | None = None,
+    alone: bool = False,
 ) -> dict[str, float]:
-    """{metric: value} over the first `rows` validation rows (None: all), the model in eval mode.
+    """{metric: value} over `rows` evenly spaced validation rows (None: all), the model in eval mode.
+
+    Several processes share the rows and all get the metrics; with `alone` this one takes all rows and asks no other.
 
     Leaves the random state of torch as it was: an evaluation must not change the steps after it.
     """
     totals: dict[str, torch.Tensor] = {}
     with evaluation_mode(model), torch.random.fork_rng(devices=_cuda_devices(accelerator)):
-        rank, world = accelerator.process_index, accelerator.num_processes
-        for batch in evaluation_batches(data, batch_size, rows, rank, world):
+        rank, world = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
+        batches = evaluation_batches(data, batch_size, rows, rank, world)
+        for batch, counts in _in_step(batches, data, batch_size, rows, world) if is_sharded(model) else _all(batches):
             moved = {key: value.to(accelerator.device) for key, value in batch.items()}
             with accelerator.autocast():
                 sums = objective.evaluate(model, moved, teacher)
-            for name, (total, count) in sums.items():
+            for name, (total, count) in sums.items() if counts else ():
                 pair = torch.stack([torch.as_tensor(total).double(), torch.as_tensor(count).double()])
                 totals[name] = totals.get(name, torch.zeros_like(pair)) + pair
-    reduced = {name: accelerator.reduce(pair, "sum") for name, pair in totals.items()}
-    return objective.finish({name: (float(pair[0]), float(pair[1])) for name, pair in reduced.items()})
+    mine = {name: pair.tolist() for name, pair in totals.items()}
+    return objective.finish(_added([mine] if alone else gather(mine)))
+
+
+def _added(everyones: list[dict[str, list[float]]]) -> dict[str, tuple[float, float]]:
+    """{name: (sum, count)} of all processes; one that had no row to look at names nothing."""
+    added: dict[str, tuple[float, float]] = {}
+    for sums in everyones:
+        for name, (total, count) in sums.items():
+            before = added.get(name, (0.0, 0.0))
+            added[name] = (before[0] + total, before[1] + count)
+    return added
+
+
+def _all(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
+    return ((batch, True) for batch in batches)
+
+
+def _in_step(
+    batches: Iterator[Batch], data: DataSets, size: int, rows: int | None, world: int
+) -> Iterator[tuple[Batch, bool]]:
+    """(batch, whether it counts): as many for every process, for none can compute without the pieces of the others."""
+    most = sum(1 for _ in evaluation_shares(data, size, rows, 0, world))
+    for _ in range(most):
+        batch = next(batches, None)
+        yield (batch, True) if batch is not None else (data.collate([data.validation[0]]), False)
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from sapp_cli.core.schedule import Moment
 from sapp_cli.errors import TrainingError
-from sapp_cli.layers import AttachedLayer
+from sapp_cli.layers import AttachedLayer, held
 from sapp_cli.recipe.schema import Recipe
+from sapp_cli.training.processes import any_of
 
 LOOKS = 50  # over a run
 PATIENCE = 3  # looks in a row: a batch without a gradient for a layer can be chance, three far apart are not
@@ -40,9 +41,10 @@ class GradientWatch:
         """Look at the gradients of this step, after backward. Raises TrainingError for a layer that is cut off."""
         if moment.step % self._every:
             return
-        for name, layer in self._attached.items():
-            gradient = layer.theta.grad
-            if gradient is not None and bool(gradient.any()):
+        gradients = [layer.theta.grad for layer in self._attached.values()]
+        arrived = any_of([gradient is not None and bool(held(gradient).any()) for gradient in gradients])
+        for name, arrives in zip(self._attached, arrived, strict=True):
+            if arrives:
                 self._reached.add(name)
                 self._silent[name] = 0
             elif name in self._reached:

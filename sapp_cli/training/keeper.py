@@ -14,9 +14,13 @@ from torch import nn
 from sapp_cli.errors import UsageError
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe, TrainSection
+from sapp_cli.training.processes import is_main
 from sapp_cli.training.run_state import RunFolder, SavedState, collect, restore
+from sapp_cli.training.sharding import hand_over, is_sharded, put_together
 
-FREE_TO_CHANGE = frozenset({"train.save_minutes", "train.save_steps", "train.log_every", "data.workers"})
+FREE_TO_CHANGE = frozenset(
+    {"train.save_minutes", "train.save_steps", "train.log_every", "train.trackers", "data.workers"}
+)
 """Recipe keys that do not change what a run computes."""
 
 
@@ -61,19 +65,24 @@ class Keeper:
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
     ) -> None:
-        """Write the state after `steps_done` steps and `seconds` of training."""
-        log_bytes = self.folder.log.stat().st_size
-        about = {**self.about, "seconds": seconds, "log_bytes": log_bytes}
-        self.folder.save(steps_done, collect(model, pruner, optimizer, accelerator), about)
+        """Write the state after `steps_done` steps and `seconds` of training: the main process; all come back together."""
+        tensors = collect(model, pruner, optimizer, accelerator)
+        if is_main():
+            about = {**self.about, "seconds": seconds, "log_bytes": self.folder.log.stat().st_size}
+            with put_together(tensors, is_sharded(model)) as entries:
+                self.folder.save(steps_done, tensors, entries, about)
+        else:
+            hand_over(tensors)
         self._saved_at = time.monotonic()
 
 
 def open_run(
-    folder: RunFolder, recipe: Recipe, inputs: Mapping[str, str], *, resume: bool, anew: bool
+    folder: RunFolder, recipe: Recipe, inputs: Mapping[str, str], processes: str, *, resume: bool, anew: bool
 ) -> SavedState | None:
     """The state to go on from, None for a fresh start; `anew` throws an old state away.
 
-    Raises UsageError if there is a state and neither was asked for, or if the recipe or the input changed since.
+    Raises UsageError if there is a state and neither was asked for, or if the recipe, the input or the number of
+    processes changed since.
     """
     if anew and not resume:
         folder.remove()
@@ -96,6 +105,8 @@ def open_run(
         for file in sorted(inputs)
         if state.about["inputs"].get(file) != inputs[file]
     ]
+    if state.about["processes"] != processes:
+        changed.append(f"  processes: {state.about['processes']!r} then, {processes!r} now")
     if changed:
         raise UsageError(
             f"{folder.path}: cannot go on with the interrupted run, for this changed since; "

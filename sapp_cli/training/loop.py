@@ -7,17 +7,21 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from signal import SIGINT, SIGTERM
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from sapp_cli.core.schedule import Moment
-from sapp_cli.errors import Interrupted
+from sapp_cli.core.schedule import Moment, Phase
+from sapp_cli.errors import DataError, Interrupted
 from sapp_cli.inputs.data import Batch, DataSets
+from sapp_cli.layers import whole
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.batches import BatchPlan, training_batches
+from sapp_cli.training.device import draw_apart
 from sapp_cli.training.evaluation import evaluate
 from sapp_cli.training.health import GradientWatch, must_be_finite
 from sapp_cli.training.interruption import graceful_stop
@@ -25,6 +29,8 @@ from sapp_cli.training.keeper import Keeper
 from sapp_cli.training.learning_rate import learning_rate_share, total_share
 from sapp_cli.training.objectives import Objective
 from sapp_cli.training.optimizers import make_optimizer, set_learning_rates
+from sapp_cli.training.processes import agree_on_masks, any_of
+from sapp_cli.training.sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,15 @@ class StepRecord:
     sparsity: float  # share of the pruned layers' blocks removed
     seconds: float  # since the run began
     metrics: dict[str, float] = field(default_factory=dict)  # where the step was followed by an evaluation
+    # Where a phase begins: least and greatest A of any kept block, and for a sparse phase after the first the share of its kept
+    # blocks that the one before had not.
+    attention: tuple[float, float] | None = None
+    exchanged: float | None = None
+
+    def is_logged(self, every: int) -> bool:
+        """True for every `every`-th step, the first of each phase, the last, and those followed by an evaluation."""
+        number = self.moment.step + 1
+        return number % every == 0 or number == self.steps or self.moment.begins or bool(self.metrics)
 
     def as_json(self) -> dict[str, object]:
         """A line of metrics.jsonl."""
@@ -51,6 +66,8 @@ class StepRecord:
             **self.parts,
             "learning_rate": self.learning_rate,
             "seconds": round(self.seconds, 3),
+            **({} if self.attention is None else {"attention": list(self.attention)}),
+            **({} if self.exchanged is None else {"exchanged": self.exchanged}),
             **({"metrics": self.metrics} if self.metrics else {}),
         }
 
@@ -84,12 +101,17 @@ def train(
     `dtypes` {state dict name: dtype} are those of the checkpoint: evaluations on the way use the weights that an export
     would hold.
 
-    Raises TrainingError where the loss or a gradient is not finite, Interrupted after a signal.
+    With several processes each takes its share of every batch, and a signal to one stops them all after the same step.
+
+    Raises TrainingError where the loss or a gradient is not finite, or where processes disagree about a mask; Interrupted
+    after a signal.
     """
     steps = pruner.schedule.steps
     settings = recipe.train
     optimizer = make_optimizer(recipe.optimizer, pruner, total_share(recipe.lr_schedule, steps))
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    prepared = model
+    if not is_sharded(model):
+        prepared, optimizer = accelerator.prepare(model, optimizer)
     weights = [p for group in optimizer.param_groups if group["name"] != "logits" for p in group["params"]]
     plan = BatchPlan(
         len(data.train),  # type: ignore[arg-type]
@@ -98,8 +120,13 @@ def train(
         accelerator.process_index,
         accelerator.num_processes,
     )
+    if plan.rows < plan.world:
+        raise DataError(
+            f"{plan.rows} training rows for {plan.world} processes: start as many as there are rows, at most"
+        )
     start = keeper.steps_done if keeper else 0
     stream = training_batches(data, plan, recipe.data.workers, start * settings.accumulate)
+    draw_apart(settings, accelerator)
     if keeper:
         keeper.restore(model, pruner, optimizer, accelerator)
     evaluation_size = recipe.data.evaluation_batch_size or recipe.data.batch_size
@@ -109,6 +136,9 @@ def train(
     with graceful_stop() as stop:
         for step in range(start, steps):
             moment = pruner.step(step, optimizer if recipe.optimizer.reset else None)
+            ranges = pruner.attention_ranges().values() if moment.begins else ()
+            if moment.begins or moment.phase is Phase.SPARSIFICATION:
+                agree_on_masks(pruner.masks, f"in step {step + 1} ({moment.name} phase)")
             set_learning_rates(optimizer, learning_rate_share(recipe.lr_schedule, step, steps))
             batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
             loss, parts = _backward(prepared, objective, batches, teacher, weights + pruner.logits, accelerator)
@@ -118,13 +148,14 @@ def train(
                 accelerator.unscale_gradients(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
                 if settings.precision != "fp16":  # there the scaler skips such a step and goes on with a smaller scale
-                    must_be_finite(float(norm), "the gradient", moment, recipe)
+                    must_be_finite(float(whole(norm)), "the gradient", moment, recipe)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
             metrics: dict[str, float] = {}
             done = step + 1
             if settings.evaluate_every and done % settings.evaluate_every == 0 and done < steps:
+                _share_statistics(model, accelerator)
                 with pruner.rounded(dtypes):
                     metrics = evaluate(
                         model,
@@ -145,12 +176,31 @@ def train(
                     sparsity=pruner.sparsity,
                     seconds=time.perf_counter() - began,
                     metrics=metrics,
+                    attention=(min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
+                    exchanged=pruner.exchanged if moment.begins and moment.phase is Phase.SPARSE else None,
                 )
             )
-            if keeper and (stop.signal_number or keeper.is_due(done)) and done < steps:
+            if done == steps:
+                break
+            interrupted, terminated, due = any_of(
+                [
+                    stop.signal_number == SIGINT,
+                    stop.signal_number == SIGTERM,
+                    keeper is not None and keeper.is_due(done),
+                ]
+            )
+            if keeper and (interrupted or terminated or due):
                 keeper.save(done, time.perf_counter() - began, model, pruner, optimizer, accelerator)
-            if stop.signal_number and done < steps:
-                raise Interrupted(_farewell(done, steps, keeper), stop.signal_number)
+            if interrupted or terminated:
+                raise Interrupted(_farewell(done, steps, keeper), SIGTERM if terminated else SIGINT)
+
+
+def _share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
+    """The main process's buffers (batch norm's running statistics) for all, as DDP has it before the next forward."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                broadcast(buffer)
 
 
 def _farewell(done: int, steps: int, keeper: Keeper | None) -> str:
@@ -176,22 +226,22 @@ def _backward(
     alone = len(batches) == 1 and accelerator.num_processes == 1
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        with accelerator.no_sync(model) if not last else nullcontext():
+        with nullcontext() if last or is_sharded(model) else accelerator.no_sync(model):
             with accelerator.autocast():
                 result = objective.loss(model, batch, teacher)
             count = torch.as_tensor(result.count, device=accelerator.device).double()
             accelerator.backward(result.loss if alone else result.loss * count.to(result.loss.dtype))
-        for name, value in {"count": torch.ones_like(count), "loss": result.loss, **result.parts}.items():
+        for name, value in {"loss": result.loss, **result.parts, "count": torch.ones_like(count)}.items():
             weighted = value.detach().double() * count
             totals[name] = totals.get(name, torch.zeros_like(weighted)) + weighted
-    totals = {name: accelerator.reduce(total, "sum") for name, total in totals.items()}
-    count = totals.pop("count")
+    *sums, count = accelerator.reduce(torch.stack(list(totals.values())), "sum")
+    count = count.clamp(min=1)  # no item at all: a loss of 0
     if not alone:
         share = float(accelerator.num_processes / count)  # DDP has divided the sum of the gradients by the processes
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(share)
-    means = {name: float(total / count) for name, total in totals.items()}
+    means = {name: float(total / count) for name, total in zip(totals, sums, strict=False)}
     return means.pop("loss"), means
 
 

@@ -2,7 +2,7 @@
 
     .NAME.sapp-run/              beside OUT; gone when OUT is there
       step-000000120/            the last saved state; an older one is removed once a newer is whole
-        state.safetensors        weights, logits, masks, optimizer state, random state
+        state.safetensors        weights, logits, masks, optimizer state, random state of every process
         state.json               step, recipe, hashes of the input, metrics of the dense checkpoint
       metrics.jsonl              of all steps so far
 
@@ -33,9 +33,11 @@ from sapp_cli.checkpoint.output import write_json
 from sapp_cli.checkpoint.safetensors import SafetensorsFile
 from sapp_cli.checkpoint.write import TensorOut, disk_errors, sync_folder, write_safetensors
 from sapp_cli.errors import CheckpointError
+from sapp_cli.layers import put
 from sapp_cli.pruner import Pruner
+from sapp_cli.training.processes import gather
 
-VERSION = 1
+VERSION = 2
 STEP = re.compile(r"step-(\d{9})")
 
 
@@ -92,15 +94,20 @@ class RunFolder:
             )
         return SavedState(steps[-1], int(STEP.fullmatch(steps[-1].name)[1]), about)  # type: ignore[index]
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write the state after `step` steps, whole or not at all. Raises ResourceError; the last state stays then."""
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], entries: Mapping[str, Tensor], about: Mapping[str, Any]
+    ) -> None:
+        """Write the state after `step` steps, whole or not at all. Raises ResourceError; the last state stays then.
+
+        `tensors` give names, shapes and dtypes; what is in them is read from `entries`, one after the other.
+        """
         whole = self.path / f"step-{step:09}"
         unfinished = self.path / f".{whole.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             with disk_errors(self.path):
                 unfinished.mkdir()
-            outs = [_out(name, tensor) for name, tensor in tensors.items()]
+            outs = [_out(name, tensor, entries) for name, tensor in tensors.items()]
             write_safetensors(unfinished / "state.safetensors", outs)
             write_json(unfinished / "state.json", {"version": VERSION, **about})
             with disk_errors(self.path):
@@ -121,10 +128,11 @@ class RunFolder:
 def collect(
     model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """All tensors that a run needs to go on: {"model.NAME", "keep.NAME", "optimizer.NAME.KEY", "random.…"}."""
+    """All tensors that a run needs to go on: {"model.NAME", "keep.NAME", "optimizer.NAME.KEY", "random.RANK.…"}."""
     pruner.hold()
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"keep.{name}": keep for name, keep in pruner.masks.items()}
+    tensors |= {f"support.{name}": keep for name, keep in pruner.support.items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
@@ -132,7 +140,9 @@ def collect(
     if accelerator.scaler is not None:
         scaler = accelerator.scaler.state_dict()
         tensors |= {f"scaler.{key}": torch.tensor(float(value), dtype=torch.float64) for key, value in scaler.items()}
-    return {**tensors, **_random_state()}
+    for rank, state in enumerate(gather(_random_state())):
+        tensors |= {f"random.{rank}.{name}": value for name, value in state.items()}
+    return tensors
 
 
 def restore(
@@ -148,18 +158,15 @@ def restore(
         return {name.removeprefix(prefix): read(name) for name in file.tensors if name.startswith(prefix)}
 
     try:
-        model.load_state_dict(part("model."))
-        pruner.restore(state.step, part("keep."))
+        _load(model, part("model."))
+        pruner.restore(state.step, part("keep."), part("support."))
         for name, parameter in model.named_parameters():
             values = part(f"optimizer.{name}.")
             if values:
-                # Adam counts its steps in a tensor on the CPU; everything else lies where the parameter does.
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
-                }
+                optimizer.state[parameter] = {key: _placed(key, value, parameter) for key, value in values.items()}
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict({key: float(value) for key, value in part("scaler.").items()})
-        _restore_random_state(part("random."))
+        _restore_random_state(part(f"random.{accelerator.process_index}."))
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -167,21 +174,39 @@ def restore(
         ) from error
 
 
-def _out(name: str, tensor: Tensor) -> TensorOut:
-    return TensorOut(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), lambda: to_bits(tensor))
+def _load(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Model.load_state_dict, for a model that is spread over processes as well."""
+    state = model.state_dict()
+    if {name: tensor.shape for name, tensor in state.items()} != {name: value.shape for name, value in saved.items()}:
+        raise ValueError("another model")
+    for name, tensor in state.items():
+        put(tensor, saved[name])
+
+
+def _placed(key: str, value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A value of the optimizer's, where the parameter lies; Adam counts its steps in a number on the CPU."""
+    if key == "step":
+        return value
+    placed = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+    put(placed, value)
+    return placed
+
+
+def _out(name: str, tensor: Tensor, entries: Mapping[str, Tensor]) -> TensorOut:
+    return TensorOut(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), lambda: to_bits(entries[name]))
 
 
 def _random_state() -> dict[str, Tensor]:
     """The state of every generator that training, a model or somebody's data may draw from."""
-    tensors = {"random.torch": torch.get_rng_state()}
+    tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors |= {f"random.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     version, internal, gauss = random.getstate()
     python = json.dumps([version, list(internal), gauss]).encode()
-    tensors["random.python"] = torch.frombuffer(bytearray(python), dtype=torch.uint8)
+    tensors["python"] = torch.frombuffer(bytearray(python), dtype=torch.uint8)
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     numpy = json.dumps([name, keys.tolist(), position, has_gauss, cached]).encode()  # type: ignore[union-attr]
-    tensors["random.numpy"] = torch.frombuffer(bytearray(numpy), dtype=torch.uint8)
+    tensors["numpy"] = torch.frombuffer(bytearray(numpy), dtype=torch.uint8)
     return tensors
 
 

@@ -1,0 +1,65 @@
+"""The machine that something was measured on, in the words a reader of the figures needs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from sapp_cli.runtime.products import kernels_work
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Figures without this mean nothing."""
+
+    cpu: str
+    cores: int
+    """That this process may use."""
+    threads: int
+    """That torch computes with."""
+    instructions: str
+    """Instruction set of the generated kernels; "none" where they do not work."""
+    torch: str
+    system: str
+    date: str
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        return (
+            f"{self.cpu}, {self.cores} cores, {self.threads} threads, kernels for {self.instructions}, torch {self.torch}, "
+            f"{self.system}, {self.date}"
+        )
+
+
+def this_machine() -> Machine:
+    instructions = "none"
+    if kernels_work():
+        from sapp_cli.runtime.isa import host_isas
+
+        instructions = host_isas()[0].name
+    affinity = getattr(os, "sched_getaffinity", None)
+    return Machine(
+        cpu=_cpu_name(),
+        cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        instructions=instructions,
+        torch=torch.__version__,
+        system=f"{platform.system()} {platform.machine()}",
+        date=datetime.now(timezone.utc).date().isoformat(),
+    )
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model"):
+                return value.strip()
+    return platform.processor() or "unknown CPU"

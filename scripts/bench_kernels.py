@@ -1,0 +1,196 @@
+"""Measure the block-sparse kernels against everything else there is on a CPU.
+
+    python scripts/bench_kernels.py --threads 1 --out runs/kernels.json
+    python scripts/bench_kernels.py --quick
+
+Shapes × blocks × sparsities × batch sizes, all ways in turns in one process. For each: how many times faster than the best
+dense way (`F.linear`, or the weight packed for oneDNN), and which share of the ideal 1/(1 − sparsity) that is. Ways:
+
+    dense     torch.nn.functional.linear          onednn    the dense weight packed beforehand for oneDNN
+    kernel    the generated kernel                torch     plain torch: gather and multiply, block row by block row
+    bsr       torch.mm of a sparse BSR tensor     scipy     scipy.sparse.bsr_array @
+
+The first ratio is of the medians, the second of the least disturbed turns. A way that is far behind in its first call is
+not repeated, and stands with that one time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.sparse import bsr_array
+from torch import Tensor
+
+from sapp_cli.checkpoint.block_sparse import indices
+from sapp_cli.grid import BlockGrid
+from sapp_cli.runtime.choice import DENSE, ONEDNN, dense_ways
+from sapp_cli.runtime.kernel import Kernel
+from sapp_cli.runtime.machine import this_machine
+from sapp_cli.runtime.plain import PlainProduct
+from sapp_cli.runtime.timing import time_in_turns
+
+SHAPES = ((1536, 384), (3072, 768), (4096, 4096), (11008, 4096))
+BLOCKS = ((8, 8), (16, 16), (32, 32), (64, 64), (16, 32))
+SPARSITIES = (0.7, 0.8, 0.9, 0.95, 0.99)
+ROWS = (1, 8, 128, 512)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement. Letters as in sapp_cli/grid.py; `rows` of x."""
+
+    matrix: tuple[int, int]
+    block: tuple[int, int]
+    sparsity: float
+    rows: int
+    dtype: str
+    seconds: dict[str, float]
+    """Median of each way."""
+    least: dict[str, float]
+    """The least disturbed turn of each way."""
+
+    @property
+    def speedup(self) -> float:
+        """Of the kernel, over the best dense way."""
+        return _over_best_dense(self.seconds)
+
+    @property
+    def least_speedup(self) -> float:
+        """The same of the least disturbed turns: what to look at where others use the machine as well."""
+        return _over_best_dense(self.least)
+
+    @property
+    def ideal(self) -> float:
+        return 1 / (1 - self.sparsity)
+
+
+def _over_best_dense(seconds: dict[str, float]) -> float:
+    return min(seconds[way] for way in (DENSE, ONEDNN) if way in seconds) / seconds["kernel"]
+
+
+def measure(
+    matrix: tuple[int, int],
+    block: tuple[int, int],
+    sparsity: float,
+    rows: int,
+    dtype: torch.dtype,
+    budget: float,
+    only: Sequence[str] = (),
+) -> Cell:
+    """All ways to multiply random x by a random weight of which a random share of blocks is kept, seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    grid = BlockGrid(matrix, block)
+    kept = torch.zeros(grid.count, dtype=torch.bool)
+    kept[torch.randperm(grid.count, generator=generator)[: round(grid.count * (1 - sparsity))]] = True
+    kept = kept.view(grid.size)
+    crow, col = indices(kept.numpy())
+    values = torch.randn(len(col), *block, generator=generator).to(dtype)
+    dense = torch.zeros(grid.size[0], grid.size[1], *block, dtype=dtype)
+    dense[kept] = values
+    dense = dense.transpose(1, 2).reshape(grid.padded)[: matrix[0], : matrix[1]].contiguous()
+    x = torch.randn(rows, matrix[1], generator=generator).to(dtype)
+
+    ways: dict[str, Callable[[], Any]] = {}
+    for name, way in dense_ways(dense, None, rows).items():
+        ways[name] = _bound(way, x)
+    ways["kernel"] = _bound(Kernel(values, crow, col, None, grid), x)
+    ways["torch"] = _bound(PlainProduct(values, torch.from_numpy(crow), torch.from_numpy(col), None, grid), x)
+    if dtype == torch.float32 and grid.padded == matrix:
+        if block[0] == block[1]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch: its BSR tensors are in beta
+                bsr = torch.sparse_bsr_tensor(torch.from_numpy(crow), torch.from_numpy(col), values, size=matrix)
+            ways["bsr"] = lambda: torch.mm(bsr, x.t().contiguous()).t()
+        theirs, transposed = bsr_array((values.numpy(), col, crow), shape=matrix), x.numpy().T.copy()
+        ways["scipy"] = lambda: theirs @ transposed
+    if only:
+        ways = {name: way for name, way in ways.items() if name in only}
+    expected = x.double() @ dense.double().t()
+    worst = (ways["kernel"]().double() - expected).abs().max().item() / expected.abs().max().item()
+    allowed = 1e-5 if dtype == torch.float32 else 2e-2
+    assert worst <= allowed, f"the kernel is wrong by {worst:.1e}: {matrix} {block} {sparsity} {rows}"
+    timings = time_in_turns(ways, budget=budget, least_turns=7, sample=2e-3, drop_hopeless=True)
+    seconds = {name: timing.median for name, timing in timings.items()}
+    least = {name: timing.least for name, timing in timings.items()}
+    return Cell(matrix, block, sparsity, rows, str(dtype).removeprefix("torch."), seconds, least)
+
+
+def _bound(way: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    return lambda: way(x)
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
+    shapes = SHAPES[:2] if arguments.quick else SHAPES
+    blocks = BLOCKS[:2] if arguments.quick else BLOCKS
+    sparsities = arguments.sparsity or ((0.9,) if arguments.quick else SPARSITIES)
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    with torch.inference_mode():
+        for matrix, block, sparsity, rows in product(
+            arguments.shape or shapes, blocks, sparsities, arguments.rows or ROWS
+        ):
+            yield measure(matrix, block, sparsity, rows, dtype, arguments.seconds, arguments.way or ())
+
+
+def line(cell: Cell) -> str:
+    """One row of the table."""
+    others = "  ".join(
+        f"{name} {cell.seconds[name] * 1e6:,.0f} ({cell.seconds['kernel'] / cell.seconds[name]:.2f})"
+        for name in cell.seconds
+        if name != "kernel"
+    )
+    what = f"{cell.matrix[0]:>5}×{cell.matrix[1]:<4} {cell.block[0]:>2}×{cell.block[1]:<2} {cell.sparsity:>5.0%} {cell.rows:>4}"
+    ratios = f"{cell.speedup:>6.2f}× {cell.least_speedup:>6.2f}× {cell.speedup / cell.ideal:>5.0%}"
+    return f"{what} {ratios}   kernel {cell.seconds['kernel'] * 1e6:,.0f} µs   {others}"
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    return int(rows), int(columns)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32")
+    parser.add_argument("--quick", action="store_true", help="two shapes, two blocks, 90 %%")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each cell, about")
+    parser.add_argument("--shape", type=_shape, action="append", metavar="OUTxIN")
+    parser.add_argument("--sparsity", type=float, action="append")
+    parser.add_argument("--rows", type=int, action="append")
+    parser.add_argument(
+        "--way", action="append", help="only these ways; `kernel` and a dense one have to be among them"
+    )
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    machine = this_machine()
+    print(machine.text, flush=True)
+    print(
+        "out×in  block  sparsity  rows  kernel over best dense: medians, least; share of ideal; µs (kernel's over theirs)",
+        flush=True,
+    )
+    found = []
+    for cell in cells(arguments):
+        found.append(cell)
+        print(line(cell), flush=True)
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {**asdict(cell), "speedup": cell.speedup, "least_speedup": cell.least_speedup, "ideal": cell.ideal}
+            for cell in found
+        ]
+        arguments.out.write_text(json.dumps({"machine": asdict(machine), "cells": rows}, indent=2) + "\n")
+        print(f"wrote {arguments.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The benchmark of the kernels measures what it says, and compares before it measures."""
+
+import json
+
+import pytest
+import torch
+
+from scripts import bench_kernels
+
+
+def test_every_way_is_measured_and_the_ratio_is_over_the_best_dense_one():
+    cell = bench_kernels.measure((128, 64), (16, 16), 0.75, 3, torch.float32, budget=0.0)
+    assert set(cell.seconds) == set(cell.least) == {"dense", "onednn", "kernel", "torch", "bsr", "scipy"}
+    assert all(cell.least[way] <= cell.seconds[way] for way in cell.seconds)
+    assert cell.speedup == min(cell.seconds["dense"], cell.seconds["onednn"]) / cell.seconds["kernel"]
+    assert cell.ideal == pytest.approx(4.0)
+
+
+def test_the_figures_go_to_a_file_with_their_machine(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "kernels.json"
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # the tests' own number stays
+    bench_kernels.main(
+        ["--quick", "--shape", "64x48", "--rows", "2", "--seconds", "0", "--out", str(out), "--threads", "1", "--bf16"]
+    )
+    written = json.loads(out.read_text())
+    assert written["machine"]["threads"] == torch.get_num_threads()
+    assert [(cell["matrix"], cell["block"], cell["rows"]) for cell in written["cells"]] == [
+        ([64, 48], [8, 8], 2),
+        ([64, 48], [16, 16], 2),
+    ]
+    assert {cell["dtype"] for cell in written["cells"]} == {"bfloat16"}
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 + 2
+    assert "64×48" in printed[2]

@@ -1,0 +1,62 @@
+"""What the generator makes: code for machines that are not this one, in shapes that fit their registers."""
+
+from dataclasses import replace
+
+import pytest
+
+from sapp_cli.runtime.compile import optimized
+from sapp_cli.runtime.isa import AVX2, AVX512, AVX512_BF16, NEON
+from sapp_cli.runtime.kernel_shape import kernel_shape
+
+
+@pytest.mark.parametrize(
+    ("isa", "block", "height", "lanes", "tile_rows"),
+    [
+        (AVX512, (8, 8), 8, 8, 12),  # half a register, but no lane of it idle
+        (AVX512, (16, 16), 16, 16, 12),
+        (AVX512, (32, 32), 32, 16, 12),
+        (AVX512, (64, 64), 64, 16, 6),  # 6·4 sums, 4 weights, 1 x: 29 of 32 registers
+        (AVX512, (128, 64), 64, 16, 6),  # as two blocks, one above the other
+        (AVX512, (80, 16), 16, 16, 12),
+        (AVX512, (12, 16), 12, 16, 12),  # four lanes idle
+        (AVX2, (16, 16), 16, 8, 6),  # 6·2 sums, 2 weights, 1 x: 15 of 16 registers
+        (AVX2, (32, 32), 16, 8, 6),
+        (NEON, (16, 16), 16, 4, 6),
+    ],
+)
+def test_blocks_are_cut_to_fit_the_registers(isa, block, height, lanes, tile_rows):
+    shape = kernel_shape(isa, block, bf16=False)
+    assert (shape.height, shape.lanes, shape.tile_rows) == (height, lanes, tile_rows)
+    assert shape.vectors * (shape.tile_rows + 1) + 1 <= isa.registers
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_neon_code_is_made_and_verified(bf16):
+    machine, module = optimized(kernel_shape(NEON, (16, 16), bf16=bf16), openmp=True)
+    assembly = machine.emit_assembly(module)
+    assert machine.triple.startswith("aarch64")
+    assert "fmla\tv" in assembly  # a fused multiply-add of vectors
+    assert "bl\tfmaf" not in assembly
+
+
+@pytest.mark.parametrize(
+    ("isa", "block", "bf16", "instruction"),
+    [
+        (AVX512, (16, 16), False, "vfmadd231ps"),
+        (AVX512_BF16, (32, 32), True, "vdpbf16ps"),
+        (AVX2, (16, 16), True, "vfmadd231ps"),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_sums_stay_in_registers(isa, block, bf16, instruction):
+    """In the innermost loop of a tile there is no store: a sum that is spilled costs more than the multiplication."""
+    foreign = replace(isa, triple="x86_64-unknown-linux-gnu")
+    shape = kernel_shape(foreign, block, bf16=bf16)
+    machine, module = optimized(shape, openmp=False)
+    assembly = machine.emit_assembly(module)
+    tile = assembly.split(f"tile_{shape.tile_rows}:")[1].split(".cfi_endproc")[0]
+    loops = [part for part in tile.split(".LBB") if instruction in part]
+    busiest = max(loops, key=lambda part: part.count(instruction))
+    assert busiest.count(instruction) >= shape.tile_rows * shape.vectors * shape.unrolled_steps
+    spilled = [line for line in busiest.splitlines() if "(%rsp)" in line and ("movaps" in line or "movups" in line)]
+    assert not spilled
