@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.errors import SettingError, UsageError
 from sapp_cli.inputs.models import load_model
-from sapp_cli.layers import decide_layers
+from sapp_cli.layers import Layer, decide_layers
 from sapp_cli.recipe.schema import ModelSection, PruneSection
 from sapp_cli.runtime.bench_results import BenchResult, LayerResult, ModelResult, Pair, RandomMask, Settings
 from sapp_cli.runtime.choice import bucket_of
 from sapp_cli.runtime.example_inputs import example_inputs
 from sapp_cli.runtime.linear import BlockSparseLinear
-from sapp_cli.runtime.load import load
+from sapp_cli.runtime.load import load, replaceable
 from sapp_cli.runtime.machine import this_machine
 from sapp_cli.runtime.timing import time_in_turns
 
@@ -50,8 +50,8 @@ def _bench(path: Path, settings: Settings, say: Callable[[str], None]) -> BenchR
     loaded = load_model(checkpoint, ModelSection())
     dense = loaded.model.to(torch.bfloat16) if settings.bf16 else loaded.model
     if settings.random_mask is not None:
-        blocks = _mask_at_random(dense, settings.random_mask)
-        sparse = _replace(copy.deepcopy(dense), blocks)
+        masked = _mask_at_random(dense, settings.random_mask)
+        sparse = _replace(copy.deepcopy(dense), masked)
     else:
         sparse = load(copy.deepcopy(dense), path)
     replaced = {name: layer for name, layer in sparse.named_modules() if isinstance(layer, BlockSparseLinear)}
@@ -78,43 +78,53 @@ def _bench(path: Path, settings: Settings, say: Callable[[str], None]) -> BenchR
         layers=tuple(layers),
         models=tuple(models),
         replaced=len(replaced),
-        linear=sum(isinstance(module, nn.Linear) for module in dense.modules()),
+        linear=sum(replaceable(dense, name) for name, _ in dense.named_modules()),
         weight_bytes={"dense": _weight_bytes(dense), "block_sparse": _weight_bytes(sparse)},
         file_bytes=_file_bytes(checkpoint),
     )
 
 
-def _mask_at_random(model: nn.Module, mask: RandomMask) -> dict[str, tuple[int, int]]:
-    """{name of the Linear: block} of those that a run with these settings would prune; their blocks are zeroed here."""
+def _mask_at_random(model: nn.Module, mask: RandomMask) -> dict[str, Layer]:
+    """{name of the module: layer} of those that a run with these settings would prune; their blocks are zeroed here."""
     section = PruneSection(block_size=list(mask.block), sparsity=mask.sparsity)
-    generator = torch.Generator().manual_seed(0)
     try:
         layers = decide_layers(model, section)
     except SettingError as error:
         why = error.problems[0][1].rpartition("; ")[0]
         raise UsageError(f"--random-mask: {why}; take a smaller --block-size") from error
-    blocks = {}
+    generator = torch.Generator().manual_seed(0)
+    masked = {}
     for layer in layers:
-        name = layer.name.removesuffix(".weight")
-        module = model.get_submodule(name) if name != layer.name else None
-        if not layer.pruned or layer.grid is None or layer.aliases or type(module) is not nn.Linear:
+        name, _, attribute = layer.name.rpartition(".")
+        if not layer.pruned or layer.aliases or attribute != "weight" or not replaceable(model, name):
             continue
+        assert layer.grid is not None, "a pruned layer has a grid"
         kept = torch.zeros(layer.grid.count, dtype=torch.bool)
         kept[torch.randperm(layer.grid.count, generator=generator)[: layer.kept_count]] = True
         (br, bc), (out, columns) = layer.grid.block, layer.grid.matrix
         spread = kept.view(layer.grid.size).repeat_interleave(br, 0).repeat_interleave(bc, 1)[:out, :columns]
-        module.weight.copy_(torch.where(spread, module.weight, 0.0))
-        blocks[name] = layer.grid.block
-    return blocks
+        matrix = _matrix(model, name, layer)
+        matrix.copy_(torch.where(spread, matrix, 0.0))
+        masked[name] = layer
+    return masked
 
 
-def _replace(model: nn.Module, blocks: dict[str, tuple[int, int]]) -> nn.Module:
-    for name, block in blocks.items():
+def _replace(model: nn.Module, masked: dict[str, Layer]) -> nn.Module:
+    for name, layer in masked.items():
+        assert layer.grid is not None, "a pruned layer has a grid"
         parent, _, attribute = name.rpartition(".")
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear), "masked above"
-        setattr(model.get_submodule(parent), attribute, BlockSparseLinear.from_dense(linear, block).eval())
+        weight, bias = _matrix(model, name, layer), model.get_submodule(name).bias
+        assert bias is None or isinstance(bias, Tensor), "a Linear or Conv1D"
+        sparse = BlockSparseLinear.from_weight(weight, bias, layer.grid.block)
+        setattr(model.get_submodule(parent), attribute, sparse.eval())
     return model
+
+
+def _matrix(model: nn.Module, name: str, layer: Layer) -> Tensor:
+    """The module's weight as (out, in), a view."""
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor) and layer.layout is not None, "a Linear or Conv1D"
+    return weight.t() if layer.layout.kind == "transposed" else weight
 
 
 def _inputs_of_layers(model: nn.Module, names: Sequence[str], inputs: dict[str, Tensor]) -> dict[str, Tensor]:

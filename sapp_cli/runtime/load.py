@@ -127,8 +127,7 @@ def _pruned_layers(
     for module_name, module in model.named_modules():
         known = f"{module_name}.weight" if module_name else ""
         stored = checkpoint.tied.get(stored_names.get(known, ""), stored_names.get(known, ""))
-        parent = model.get_submodule(module_name.rpartition(".")[0]) if module_name else module
-        if stored not in blocks or id(module.weight) in shared or not _replaceable(module, parent):
+        if stored not in blocks or id(module.weight) in shared or not replaceable(model, module_name):
             continue
         layout = matrix_layout(module, "weight")
         assert layout is not None, "a Linear is a matrix"
@@ -144,10 +143,11 @@ def _pruned_layers(
         yield known, _PrunedLayer(module_name, module, sparse, grid, checkpoint.dtype(stored), bias)
 
 
-def _replaceable(module: nn.Module, parent: nn.Module) -> bool:
-    """A Linear or Conv1D and nothing derived from them, which may compute something else."""
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        return False  # in inference it hands the weights of its layers to one fused operator
+def replaceable(model: nn.Module, name: str) -> bool:
+    """True for a Linear or Conv1D inside the model, and nothing derived from them, which may compute something else."""
+    if not name or isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
+        return False  # such a layer hands the weights of its parts to one fused operator
+    module = model.get_submodule(name)
     return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
 
 

@@ -24,6 +24,9 @@ FREE_TO_CHANGE = frozenset(
 """Recipe keys that do not change what a run computes."""
 
 
+LAST_STATE_SECONDS = 60
+
+
 @dataclass
 class Keeper:
     """Saves a run's state every so many steps or minutes, and puts the last one back."""
@@ -50,8 +53,10 @@ class Keeper:
         if self.resumed is not None:
             restore(self.resumed, model, pruner, optimizer, accelerator)
 
-    def is_due(self, steps_done: int) -> bool:
-        """True where the recipe asks for a state after so many steps."""
+    def is_due(self, steps_done: int, last: bool) -> bool:
+        """True where the recipe asks for a state after so many steps, and after the last one of more than a moment's work."""
+        if last:  # whatever happens to the export, a full disk say, must not cost the training
+            return time.monotonic() - self._saved_at >= LAST_STATE_SECONDS
         if self.settings.save_steps is not None:
             return steps_done % self.settings.save_steps == 0
         return time.monotonic() - self._saved_at >= 60 * self.settings.save_minutes

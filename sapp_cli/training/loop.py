@@ -180,13 +180,11 @@ def train(
                     exchanged=pruner.exchanged if moment.begins and moment.phase is Phase.SPARSE else None,
                 )
             )
-            if done == steps:
-                break
             interrupted, terminated, due = any_of(
                 [
                     stop.signal_number == SIGINT,
                     stop.signal_number == SIGTERM,
-                    keeper is not None and keeper.is_due(done),
+                    keeper is not None and keeper.is_due(done, last=done == steps),
                 ]
             )
             if keeper and (interrupted or terminated or due):

@@ -10,7 +10,7 @@ from sapp_cli.recipe.schema import ModelSection
 from sapp_cli.runtime import benchmark, example_inputs
 from sapp_cli.runtime.bench_results import RandomMask, Settings
 from sapp_cli.runtime.benchmark import bench
-from scripts.make_checkpoints import make_bert, make_vit
+from scripts.make_checkpoints import make_bert, make_gpt2, make_vit
 
 QUICK = ("--seconds", "0", "--sequence-length", "16")
 
@@ -85,6 +85,14 @@ def test_images(tmp_path):
     vit = make_vit(tmp_path / "vit", torch.float32)
     result = bench(vit, Settings((2,), random_mask=RandomMask((8, 8), 0.75), seconds=0))
     assert result.models[0].inputs == {"pixel_values": [2, 3, 32, 32]}
+
+
+def test_gpt2_whose_weights_are_stored_in_by_out(tmp_path):
+    gpt2 = make_gpt2(tmp_path / "gpt2", torch.float32)
+    result = bench(gpt2, Settings((1,), 16, RandomMask((8, 8), 0.75), seconds=0))
+    names = {name for layer in result.layers for name in layer.names}
+    assert any(name.endswith("attn.c_attn") for name in names)
+    assert len(names) == result.replaced
 
 
 def test_outputs_that_differ_are_never_timed(bert, monkeypatch):

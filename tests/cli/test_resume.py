@@ -169,3 +169,38 @@ def test_resume_without_a_state_starts_fresh(job, undisturbed):
     code, stderr = finish(start(job, out, "--resume"))
     assert code == 0, stderr
     assert hashes(out) == hashes(undisturbed)
+
+
+def test_an_export_that_fails_does_not_cost_the_training(job, undisturbed, monkeypatch):
+    """A folder that appears at OUT while the run goes on is not touched; the state of the last step is there."""
+    import torch
+
+    from sapp_cli import pipeline
+    from sapp_cli.errors import UsageError
+    from sapp_cli.recipe.load import load_recipe
+    from sapp_cli.training import keeper
+
+    class Watcher:
+        def say(self, text): ...
+
+        def detail(self, text): ...
+
+        def step(self, record):
+            if record.moment.step == 70:
+                (out / "mine").mkdir(parents=True)
+
+    monkeypatch.setattr(keeper, "LAST_STATE_SECONDS", 0)
+    out = job / "late"
+    recipe = load_recipe(job / "recipe.yaml")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.raises(UsageError, match="exists already"):
+            pipeline.prune(recipe, job / "net.safetensors", out, Watcher())
+        assert [path.name for path in (job / ".late.sapp-run").glob("step-*")] == ["step-000000080"]
+        (out / "mine").rmdir()
+        out.rmdir()
+        pipeline.prune(recipe, job / "net.safetensors", out, Watcher(), resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert hashes(out) == hashes(undisturbed)
