@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 ENCODER := runs/minilm
 
-.PHONY: demo test check fix setup sentences encoder fuzz bench-reading clean
+.PHONY: demo test check fix setup sentences encoder fuzz bench bench-reading clean
 
 setup: $(READY)
 
@@ -50,6 +50,10 @@ encoder: $(READY) sentences
 # Damaged and hostile checkpoints by the thousand.
 fuzz: $(READY)
 	$(BIN)/python scripts/fuzz_checkpoint.py --mutations 10000
+
+# The block-sparse kernels against every other way, 70 to 99 %; nothing else should run meanwhile.
+bench: $(READY)
+	$(BIN)/python scripts/bench_kernels.py --out runs/kernels.json
 
 # Reading speed and memory of `sapp report` on a synthetic checkpoint of 4 GB.
 bench-reading: $(READY)
