@@ -60,6 +60,9 @@ def check_output(out: Path, checkpoint: Path, overwrite: bool) -> None:
     if source.is_relative_to(out):
         raise UsageError(f"{out}: the checkpoint lies inside the output's folder; give another folder with -o")
     with disk_errors(out.parent):
+        above = next((parent for parent in out.parents if parent.is_file()), None)
+        if above is not None:
+            raise UsageError(f"{out}: {above} is a file, so nothing can lie in it; give another folder with -o")
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return
     if not overwrite:

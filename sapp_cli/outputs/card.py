@@ -54,6 +54,7 @@ def write_card(
         blocks=blocks_text(report),
         sizes=sizes,
         auto_class=auto_class(architecture) if architecture else None,
+        sharded=any(folder.glob("*.index.json")),
         companions=companions,
     )
     (folder / "README.md").write_text(text)

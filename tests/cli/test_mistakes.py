@@ -100,6 +100,16 @@ def test_no_output_folder(sapp, digits):
     assert (ran.code, ran.err.splitlines()[-1]) == (2, "Error: Invalid value for --out / -o: name the folder to write")
 
 
+def test_an_output_below_a_file(sapp, digits, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "out"
+    ran = sapp("prune", digits / "dense.safetensors", "-r", digits / "recipe.yaml", "-o", out)
+    assert (ran.code, ran.err) == (
+        2,
+        f"error: {out}: {tmp_path / 'file'} is a file, so nothing can lie in it; give another folder with -o\n",
+    )
+
+
 def test_an_unknown_verb_and_an_unknown_flag(sapp):
     assert sapp("prnue").code == 2
     assert sapp("prune", "x", "-r", "y", "--sparcity", "1").code == 2

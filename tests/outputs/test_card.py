@@ -1,0 +1,72 @@
+"""The model card says what was done and how to load it, for each kind of output."""
+
+from sapp_cli.grid import BlockGrid, MatrixLayout
+from sapp_cli.outputs.card import FileSizes, auto_class, write_card
+from sapp_cli.report.sparsity import Counts, LayerFacts, make_report
+
+RUN = {
+    "sapp_version": "1.2",
+    "method": "acdc",
+    "steps": 70,
+    "metrics": {"accuracy": {"dense": 0.9, "pruned": 0.875, "higher_is_better": True}},
+}
+FOREIGN = {"sapp_version": "1.2", "metrics": {}}
+
+
+def report(kept):
+    layout = MatrixLayout("linear", (8, 8))
+    pruned = kept < 4
+    facts = LayerFacts("a.weight", (8, 8), 4, True, pruned, "", layout, BlockGrid((8, 8), (4, 4)))
+    return make_report([facts], lambda layer: Counts(kept, kept * 16), 0, 0, 0)
+
+
+def card(tmp_path, *, kept=1, manifest=RUN, sizes=(1000, 1000, 300), architecture=None, companions=()):
+    write_card(tmp_path, "mine", report(kept), manifest, FileSizes(*sizes), architecture, companions)
+    return (tmp_path / "README.md").read_text()
+
+
+def test_a_run(tmp_path):
+    text = card(tmp_path, companions=["README.source.md"])
+    assert (
+        "This checkpoint was pruned in blocks by sapp 1.2: method `acdc`,\n"
+        "70 steps of fine-tuning, 4×4 blocks, 75.0 % of the blocks of 1 layers removed.\n"
+    ) in text
+    assert "| accuracy (higher is better) | 0.9000 | 0.8750 |\n" in text
+    assert "| dense file | 1.00 kB | 1.00 kB |\n| block-sparse file | | 300 B |\n" in text
+    assert 'model.load_state_dict(load_file("mine/model.safetensors"))' in text
+    assert 'model = sapp.load(model, "mine")' in text
+    assert "[README.source.md](README.source.md)" in text
+    assert "\n\n\n" not in text
+
+
+def test_a_hugging_face_model_loads_with_its_auto_class(tmp_path):
+    text = card(tmp_path, architecture="LlamaForCausalLM")
+    assert text.startswith("---\nlibrary_name: transformers\ntags:\n")
+    assert 'model = AutoModelForCausalLM.from_pretrained("mine")' in text
+    assert auto_class("BertModel") == "AutoModel"
+    assert auto_class("GPT2LMHeadModel") == "AutoModelForCausalLM"
+
+
+def test_shards_are_not_one_file(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert 'model.load_state_dict(sapp.load_state_dict("mine"))' in card(tmp_path)
+
+
+def test_one_layout_alone(tmp_path):
+    dense = card(tmp_path, sizes=(1000, 1000, 0))
+    assert "block-sparse file" not in dense
+    assert "sapp.load(" not in dense
+    sparse = card(tmp_path, sizes=(1000, 0, 300))
+    assert "load_file(" not in sparse
+    assert "| block-sparse file | | 300 B |" in sparse
+
+
+def test_a_checkpoint_that_nobody_pruned(tmp_path):
+    text = card(tmp_path, kept=4, manifest=FOREIGN)
+    assert "This checkpoint was written by sapp 1.2. No layer of it has a removed block.\n" in text
+    assert "recipe.yaml" not in text
+
+
+def test_a_checkpoint_that_somebody_else_pruned(tmp_path):
+    text = card(tmp_path, kept=2, manifest=FOREIGN)
+    assert "This checkpoint was pruned in blocks, 4×4 blocks, 50.0 % of the blocks of 1 layers removed.\n" in text
