@@ -157,11 +157,14 @@ def test_beside_a_checkpoint_that_is_one_file(tmp_path: Path, source: Path) -> N
     assert content(source / "out") == {"a": "a"}
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path, source: Path) -> None:
+def test_an_output_below_a_file(tmp_path: Path, source: Path) -> None:
     write(tmp_path, "file")
-    with pytest.raises(ResourceError) as caught, output_folder(tmp_path / "file" / "out", source):
+    out = tmp_path / "file" / "deep" / "out"
+    with pytest.raises(UsageError) as caught, output_folder(out, source):
         pass
-    assert str(caught.value) == f"{tmp_path / 'file'}: File exists"
+    assert str(caught.value) == (
+        f"{out}: {tmp_path / 'file'} is a file, so nothing can lie in it; give another folder with -o"
+    )
 
 
 def test_free_space(tmp_path: Path) -> None:
