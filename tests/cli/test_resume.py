@@ -114,7 +114,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(job, undisturbed):
     for _ in range(6):
         running = start(job, out, "--resume", "--set", "train.save_steps=1")
         wait_for(running, ("step ", "going on"))
-        time.sleep(moments.uniform(0, 0.25))  # in a step, or in the middle of writing a state
+        time.sleep(moments.uniform(0, 0.15))  # in a step, or in the middle of writing a state
         running.kill()
         finish(running)
         states = sorted(path.name for path in (job / ".killed.sapp-run").glob("step-*"))
