@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sapp_cli.recipe import shipped
 from scripts.make_checkpoints import make_bert
 from tests.docs.pages import DOCS, README, REPOSITORY, Block, blocks
 
@@ -40,6 +41,7 @@ def checkout(digits, tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "checkout"
+    monkeypatch.setattr(shipped, "_folder", lambda: folder / "recipes")  # whose data lies in this checkout
     for part in ("recipes", "scripts"):
         shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(digits / "data", folder / "runs/demo/data")
