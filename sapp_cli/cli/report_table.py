@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sapp_cli.report.comparison import Comparison
-from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
-from sapp_cli.report.texts import comparison_cells
-from sapp_cli.report.wording import by, cut_in_the_middle, percent, printable, size_text
+from sapp_cli.report.sparsity import SparsityReport
+from sapp_cli.report.texts import comparison_cells, layer_cells
+from sapp_cli.report.wording import cut_in_the_middle, percent, printable, size_text
 
 COLUMNS = ("shape", "block", "kept / blocks", "sparsity", "target", "dense", "sparse")
 LEAST_NAME = 40  # characters; narrower terminals lose columns instead
@@ -21,7 +21,7 @@ GAP = 2
 def layer_table(report: SparsityReport, reasons: bool, width: int) -> Table:
     """One row a layer, totals at the end, for a terminal of `width` characters: names are cut to fit, then columns go."""
     model = report.model
-    rows = [_row(layer) for layer in report.layers]
+    rows = [(printable(layer.name), *layer_cells(layer)) for layer in report.layers]
     totals = [
         _total("pruned layers, blocks", report.pruned_block_sparsity, "", ""),
         _total("all prunable weights", model.prunable_sparsity, "", ""),
@@ -59,19 +59,6 @@ def comparison_table(comparison: Comparison, width: int) -> Table:
     for row in rows:
         table.add_row(*_cells(row, range(len(heads)), room))
     return table
-
-
-def _row(layer: LayerSparsity) -> tuple[str, ...]:
-    return (
-        printable(layer.name),
-        by(layer.shape),
-        by(layer.block),
-        f"{layer.kept_blocks:,} / {layer.blocks:,}" if layer.blocks is not None else "–",
-        percent(layer.shown_sparsity),
-        percent(layer.target) if layer.target is not None else "–",
-        size_text(layer.bytes_dense),
-        size_text(layer.bytes_sparse) if layer.pruned else "–",
-    )
 
 
 def _total(name: str, share: float, dense: str, sparse: str) -> tuple[str, ...]:

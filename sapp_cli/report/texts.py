@@ -43,7 +43,7 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
     parts = [f"**Sparsity of {_code(name)}**", _table([("", ""), *totals], "lr")]
     layers = _table(
         [("layer", "shape", "block", "kept / blocks", "sparsity", "target", "dense", "block-sparse")]
-        + [_row(layer) for layer in report.layers],
+        + [(_code(layer.name), *layer_cells(layer)) for layer in report.layers],
         "lrrrrrrr",
     )
     parts.append(_folded(f"{len(report.layers)} layers", layers) if len(report.layers) > FOLDED_FROM else layers)
@@ -52,9 +52,9 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
     return "\n\n".join(parts) + "\n"
 
 
-def _row(layer: LayerSparsity) -> tuple[str, ...]:
+def layer_cells(layer: LayerSparsity) -> tuple[str, ...]:
+    """What tables show of a layer, after its name: shape, block, kept / blocks, sparsity, target, dense, sparse."""
     return (
-        _code(layer.name),
         by(layer.shape),
         by(layer.block),
         f"{layer.kept_blocks:,} / {layer.blocks:,}" if layer.blocks is not None else "–",

@@ -1,7 +1,6 @@
 """`BlockSparseLinear` is an ordinary module, and never lets an unchecked index near a kernel."""
 
 import copy
-import io
 import pickle
 
 import numpy as np
@@ -115,10 +114,7 @@ def test_copies_and_pickles_compute_the_same_on_their_own():
     _, sparse = pair()
     x = torch.randn(4, MATRIX[1])
     expected = sparse(x)
-    file = io.BytesIO()
-    torch.save(sparse, file)
-    file.seek(0)
-    copies = [copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse)), torch.load(file, weights_only=False)]
+    copies = [copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))]
     sparse.values.zero_()
     for one in copies:
         assert torch.equal(one(x), expected)
