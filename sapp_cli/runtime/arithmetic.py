@@ -23,6 +23,7 @@ class Arithmetic:
     """Columns that one instruction takes in."""
     stored: Any = F32
     """Type of x, the weights and y in memory; bfloat16 as its bits."""
+    stored_bytes: int = 4
     panel: Any = F32
     """Type of x in a panel."""
     panel_bytes: int = 4
@@ -37,6 +38,18 @@ class Arithmetic:
     def columns(self, code: Code, pointer: Value, lanes: int) -> Value:
         """The step of x at `pointer`, in every lane."""
         return code.splat(code.load(F32, pointer), lanes)
+
+    def steps_of_row(self, code: Code, pointer: Value, count: int) -> Value:
+        """So many steps of one row of x, as the panel has them: one lane each."""
+        return code.load(ir.VectorType(F32, count), pointer)
+
+    def rows_of_step(self, code: Code, pointer: Value, lanes: int) -> Value:
+        """One step of `lanes` rows of x, from a panel that has them side by side."""
+        return code.load(ir.VectorType(F32, lanes), pointer)
+
+    def weight(self, code: Code, pointer: Value, lanes: int) -> Value:
+        """One output's weights for a step, in every lane."""
+        return self.columns(code, pointer, lanes)
 
     def multiply_add(self, code: Code, total: Value, x: Value, weights: Value) -> Value:
         """`total` + x · weights; fused where the machine does that faster."""
@@ -59,12 +72,19 @@ class WidenedBf16(Arithmetic):
 
     name: str = "bf16-widened"
     stored: Any = I16
+    stored_bytes: int = 2
 
     def to_panel(self, code: Code, value: Value) -> Value:
         return _widened(code, value)
 
     def weights(self, code: Code, pointer: Value, lanes: int) -> Value:
         return _widened(code, code.load(ir.VectorType(I16, lanes), pointer, align=2))
+
+    def steps_of_row(self, code: Code, pointer: Value, count: int) -> Value:
+        return _widened(code, code.load(ir.VectorType(I16, count), pointer, align=2))
+
+    def weight(self, code: Code, pointer: Value, lanes: int) -> Value:
+        return code.splat(_widened(code, code.load(I16, pointer, align=2)), lanes)
 
     def rounded(self, code: Code, sums: Value) -> Value:
         return _to_bf16(code, sums)
@@ -77,10 +97,17 @@ class DotBf16(Arithmetic):
     name: str = "bf16-dot"
     step: int = 2
     stored: Any = I16
+    stored_bytes: int = 2
     panel: Any = I16
     panel_bytes: int = 2
 
     def weights(self, code: Code, pointer: Value, lanes: int) -> Value:
+        return code.load(ir.VectorType(BF16, 2 * lanes), pointer)
+
+    def steps_of_row(self, code: Code, pointer: Value, count: int) -> Value:
+        return code.load(ir.VectorType(I32, count), pointer, align=2)
+
+    def rows_of_step(self, code: Code, pointer: Value, lanes: int) -> Value:
         return code.load(ir.VectorType(BF16, 2 * lanes), pointer)
 
     def columns(self, code: Code, pointer: Value, lanes: int) -> Value:

@@ -7,12 +7,15 @@ read it in their own order.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from sapp_cli.runtime.ir_builder import F32, I32, I64, POINTER, Code, Value, declare, define
 from sapp_cli.runtime.kernel_shape import KernelShape
+from sapp_cli.runtime.panels import pack_by_rows, pack_by_steps
+from sapp_cli.runtime.row_tiles import define_row_tile, define_write
 from sapp_cli.runtime.tiles import define_single_row, define_tile
 
 JOB = (
@@ -33,21 +36,27 @@ JOB = (
 """Addresses and sizes that all parts share. `single`: 1 for a batch of one row."""
 PART = ("first_row", "last_row", "first_block_row", "last_block_row")
 """What follows after JOB, once for each part; last ones are one past the end."""
+FEW_ROWS = 8
+"""So many rows of x are too few for vectors that run over rows."""
 
 
 def generate(shape: KernelShape, *, openmp: bool) -> Any:
     """An LLVM module with `run_part(job, part)` and, with `openmp`, `run_team(job)` for each thread of a team."""
     module = ir.Module(shape.name)
-    tiles = {rows: define_tile(module, shape, rows) for rows in range(1, shape.tile_rows + 1)}
-    _define_run_part(module, shape, tiles, define_single_row(module, shape))
+    _define_run_part(module, shape)
     if openmp:
         _define_run_team(module)
     return module
 
 
-def _define_run_part(module: Any, shape: KernelShape, tiles: dict[int, Any], single_row: Any) -> None:
+def _define_run_part(module: Any, shape: KernelShape) -> None:
+    tiles = {rows: define_tile(module, shape, rows) for rows in range(1, shape.tile_rows + 1)}
+    row_tiles = {vectors: define_row_tile(module, shape, vectors) for vectors in range(1, shape.row_vectors + 1)}
+    single_row = define_single_row(module, shape)
+    write = define_write(module, shape) if row_tiles else None
     code, args = define(module, "run_part", {"job": POINTER, "part": I64})
-    arithmetic = shape.arithmetic
+    arithmetic, lanes = shape.arithmetic, shape.isa.lanes
+    slots = code.stack(arithmetic.stored, max(1, shape.slots * shape.slot_width * shape.row_vectors * lanes))
     job = {name: code.load(I64, code.element(args["job"], I64, place), align=8) for place, name in enumerate(JOB)}
     for name in ("x", "y", "values", "crow", "columns", "bias", "panels"):
         job[name] = code.ir.inttoptr(job[name], POINTER)
@@ -65,55 +74,43 @@ def _define_run_part(module: Any, shape: KernelShape, tiles: dict[int, Any], sin
         first_row = code.sum(job["first_row"], code.product(number, job["panel_rows"]))
         rows = code.minimum(code.ir.sub(job["last_row"], first_row), job["panel_rows"])
         x = code.element(job["x"], arithmetic.stored, code.product(first_row, job["in"]))
-        _pack_panel(code, shape, x, rows, job["in"], block_columns, panel)
         y = code.element(job["y"], arithmetic.stored, code.product(first_row, job["out"]))
-        stride = code.product(rows, shape.padded_width)
-        with code.loop(job["last_block_row"], start=job["first_block_row"]) as block_row:
-            common = _block_row(code, shape, job, block_row)
-            first_output = code.product(block_row, shape.height)
-            target = code.element(y, arithmetic.stored, first_output)
-            width = code.minimum(code.ir.sub(job["out"], first_output), shape.height)
-            with code.ir.if_else(code.ir.icmp_signed("==", job["single"], code.number(1))) as (one_row, many_rows):
-                with one_row:
-                    code.ir.call(single_row, [panel, stride, *common, target, job["out"], width])
-                with many_rows:
-                    _call_tiles(code, shape, tiles, rows, panel, stride, common, target, job["out"], width)
+
+        def multiply_by_rows(x: Value = x, rows: Value = rows, y: Value = y) -> None:
+            pack_by_rows(code, shape, x, rows, job["in"], block_columns, panel)
+            stride = code.product(rows, shape.padded_width)
+            with code.loop(job["last_block_row"], start=job["first_block_row"]) as block_row:
+                common = _block_row(code, shape, job, block_row)
+                target, width = _outputs(code, shape, job, y, block_row, 1)
+                with code.ir.if_else(code.ir.icmp_signed("==", job["single"], code.number(1))) as (one_row, many_rows):
+                    with one_row:
+                        code.ir.call(single_row, [panel, stride, *common, target, job["out"], width])
+                    with many_rows:
+                        _call_tiles(code, shape, tiles, rows, panel, stride, common, target, job["out"], width)
+
+        def multiply_by_steps(x: Value = x, rows: Value = rows, y: Value = y) -> None:
+            pack_by_steps(code, shape, x, rows, job["in"], block_columns, panel)
+            vectors = code.ir.sdiv(code.sum(rows, lanes - 1), code.number(lanes))
+            stride = code.product(vectors, lanes * shape.padded_width)
+            slot_stride = code.product(vectors, lanes * shape.slot_width)
+            with code.loop(job["last_block_row"], start=job["first_block_row"], step=shape.slots) as first:
+                count = code.minimum(code.ir.sub(job["last_block_row"], first), shape.slots)
+                with code.loop(count) as number:
+                    slot = code.element(slots, arithmetic.stored, code.product(number, slot_stride))
+                    arguments = [panel, stride, *_block_row(code, shape, job, code.sum(first, number)), slot]
+                    code.switch(vectors, {n: partial(code.ir.call, tile, arguments) for n, tile in row_tiles.items()})
+                target, width = _outputs(code, shape, job, y, first, count)
+                code.ir.call(write, [slots, slot_stride, target, job["out"], rows, width])
+
+        if row_tiles:
+            with code.ir.if_else(code.ir.icmp_signed(">", rows, code.number(FEW_ROWS))) as (many, few):
+                with many:
+                    multiply_by_steps()
+                with few:
+                    multiply_by_rows()
+        else:
+            multiply_by_rows()
     code.ir.ret_void()
-
-
-def _pack_panel(
-    code: Code, shape: KernelShape, x: Value, rows: Value, columns: Value, block_columns: Value, panel: Value
-) -> None:
-    """Copy x [rows][in] into the panel [block column][rows][padded_width], zeros beyond the edge of x."""
-    arithmetic = shape.arithmetic
-    zero = ir.Constant(arithmetic.panel, 0)
-    whole_blocks = code.ir.sdiv(columns, code.number(shape.width))
-
-    def places(row: Value, block: Value) -> tuple[Value, Value]:
-        source = code.sum(code.product(row, columns), code.product(block, shape.width))
-        target = code.product(code.sum(code.product(block, rows), row), shape.padded_width)
-        return code.element(x, arithmetic.stored, source), code.element(panel, arithmetic.panel, target)
-
-    def copy(source: Value, target: Value, count: Value | int) -> None:
-        with code.loop(count) as column:
-            value = code.load(arithmetic.stored, code.element(source, arithmetic.stored, column), align=2)
-            place = code.element(target, arithmetic.panel, column)
-            code.store(arithmetic.to_panel(code, value), place, align=2)
-
-    def clear(target: Value, first: Value | int) -> None:
-        with code.loop(shape.padded_width, start=first) as column:
-            code.store(zero, code.element(target, arithmetic.panel, column), align=2)
-
-    with code.loop(rows) as row:
-        with code.loop(whole_blocks) as block:
-            source, target = places(row, block)
-            copy(source, target, shape.width)
-            clear(target, shape.width)
-        with code.loop(block_columns, start=whole_blocks) as block:  # none, or one
-            source, target = places(row, block)
-            rest = code.ir.sub(columns, code.product(block, shape.width))
-            copy(source, target, rest)
-            clear(target, rest)
 
 
 def _block_row(code: Code, shape: KernelShape, job: dict[str, Value], block_row: Value) -> list[Value]:
@@ -124,6 +121,15 @@ def _block_row(code: Code, shape: KernelShape, job: dict[str, Value], block_row:
     columns = code.element(job["columns"], I32, first)
     bias = code.element(job["bias"], F32, code.product(block_row, shape.padded_height))
     return [values, columns, code.ir.sub(last, first), bias]
+
+
+def _outputs(
+    code: Code, shape: KernelShape, job: dict[str, Value], y: Value, block_row: Value, count: Value | int
+) -> tuple[Value, Value]:
+    """(where the first output of `count` block rows goes in the first row of y, how many outputs they have)."""
+    first = code.product(block_row, shape.height)
+    width = code.minimum(code.ir.sub(job["out"], first), code.product(count, shape.height))
+    return code.element(y, shape.arithmetic.stored, first), width
 
 
 def _call_tiles(

@@ -109,6 +109,38 @@ class Code:
         first = self.ir.insert_element(undefined, scalar, ir.Constant(I32, 0))
         return self.ir.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
+    def transposed(self, rows: list[Value]) -> list[Value]:
+        """The matrix whose rows are these vectors, turned: as many vectors, one column of it after the other.
+
+        Both numbers are powers of two. Interleaving the upper with the lower half of the rows moves one bit of the row's
+        number behind the bits of the column's; as many times as a row's number has bits, and they have changed places.
+        """
+        lanes, half = rows[0].type.count, len(rows) // 2
+        order = [lane // 2 + lane % 2 * lanes for lane in range(2 * lanes)]
+        for _ in range(half.bit_length()):
+            pairs = zip(rows[:half], rows[half:], strict=True)
+            rows = [self.shuffled(*pair, part) for pair in pairs for part in (order[:lanes], order[lanes:])]
+        return rows
+
+    def shuffled(self, first: Value, second: Value, order: list[int]) -> Value:
+        """The entries of two vectors, one behind the other, that `order` names."""
+        return self.ir.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(order)), order))
+
+    def part(self, vector: Value, start: int, count: int) -> Value:
+        """`count` lanes of a vector."""
+        return self.shuffled(vector, vector, list(range(start, start + count)))
+
+    def store_lanes(self, value: Value, pointer: Value, lanes: Value) -> None:
+        """Write the lanes whose mask is set, and touch no memory behind the others."""
+        kind = value.type
+        name = f"llvm.masked.store.v{kind.count}{'f32' if kind.element == F32 else 'i16'}.p0"
+        self.intrinsic(name, VOID, value, pointer, ir.Constant(I32, 2), lanes)
+
+    def first_lanes(self, count: Value, lanes: int) -> Value:
+        """A mask of the first `count` of so many lanes."""
+        numbers = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
+        return self.ir.icmp_signed("<", numbers, self.splat(count, lanes))
+
     def prefetch_for_writing(self, pointer: Value) -> None:
         """Begin to bring the cache line at `pointer` into the cache."""
         writing, most_local, data = (ir.Constant(I32, number) for number in (1, 3, 1))

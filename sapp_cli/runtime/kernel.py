@@ -17,8 +17,6 @@ from sapp_cli.runtime.packing import pack
 from sapp_cli.runtime.threads import cut_into_parts, openmp, run_in_pool, threads_worth
 
 DTYPES = (torch.float32, torch.bfloat16)
-PANEL_ROWS = 48
-"""Rows of x that are packed at a time: four of the tallest tiles."""
 
 
 class Kernel:
@@ -68,8 +66,11 @@ class Kernel:
             return y
         wanted = threads_worth(rows * self._work, threads or torch.get_num_threads())
         parts = cut_into_parts(rows, self.weight.crow, wanted)
-        panel_rows = min(rows, PANEL_ROWS)
-        panel_bytes = (panel_rows * self._panel_row_bytes + 63) & ~63  # whole cache lines: threads must not share one
+        shape = self.weight.shape
+        panel_rows = min(rows, shape.panel_rows)
+        panel_bytes = (
+            shape.padded_rows(panel_rows) * self._panel_row_bytes + 63
+        ) & ~63  # whole cache lines: threads must not share one
         panels = _SCRATCH.address(panel_bytes * len(parts))
         shared = (x.data_ptr(), y.data_ptr(), *self._addresses, panels, panel_bytes, panel_rows, rows == 1, len(parts))
         numbers = (*shared, *(number for part in parts for number in part)) if len(parts) > 1 else (*shared, *parts[0])

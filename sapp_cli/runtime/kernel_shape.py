@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sapp_cli.runtime.arithmetic import DOT_BF16, FP32, WIDENED_BF16, Arithmetic
@@ -10,8 +11,15 @@ from sapp_cli.runtime.isa import Isa
 
 MOST_ROWS = 12
 """Rows of x in a tile. More would fit where a block is one vector, and bring nothing."""
+CACHE_LINE = 64
+"""Bytes."""
+PANEL_ROWS = 48
+"""Rows of x that are packed at a time: four of the tallest tiles."""
 LEAST_LANES = 8
 """A narrower vector costs as much time as one of these."""
+MOST_SUMS = 24
+"""Vectors of sums in a tile whose vectors run over rows of x: as many as leave room for x and a weight."""
+MOST_ROW_VECTORS = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class KernelShape:
     """Columns of a block, bc."""
     lanes: int
     """Outputs in one vector."""
+    row_vectors: int = 0
+    """Vectors in the largest tile whose vectors run over rows of x; 0 where there is no such tile."""
 
     @property
     def name(self) -> str:
@@ -64,6 +74,25 @@ class KernelShape:
         return max(1, min(MOST_ROWS, (self.isa.registers - self.vectors - 1) // self.vectors))
 
     @property
+    def panel_rows(self) -> int:
+        """Rows of x that are packed at a time: as many as are a few tiles, and stay in the second-level cache."""
+        return self.row_vectors * self.isa.lanes or PANEL_ROWS
+
+    @property
+    def slot_width(self) -> int:
+        """Outputs of a row that a tile whose vectors run over rows puts aside: its height, up to a power of two."""
+        return 1 << (self.height - 1).bit_length()
+
+    @property
+    def slots(self) -> int:
+        """Block rows that are put aside before they are written: as many as fill a cache line of y."""
+        return max(1, CACHE_LINE // (self.slot_width * self.arithmetic.stored_bytes))
+
+    def padded_rows(self, rows: int) -> int:
+        """Rows of a panel in memory, for so many rows of x."""
+        return -(-rows // self.isa.lanes) * self.isa.lanes if self.row_vectors else rows
+
+    @property
     def unrolled_steps(self) -> int:
         """Steps written out in the body of the innermost loop: four columns, or LLVM loads too much too early; all eight
         of a small block, which then needs no loop.
@@ -81,15 +110,28 @@ def kernel_shape(isa: Isa, block: tuple[int, int], *, bf16: bool) -> KernelShape
     """The cheapest way to cut blocks of (br, bc) into vectors."""
     rows, columns = block
     arithmetic = FP32 if not bf16 else DOT_BF16 if isa.bf16_dot else WIDENED_BF16
-    most_vectors = 4 if isa.registers >= 32 else 2
-    found = []
-    for height in (divisor for divisor in range(1, rows + 1) if rows % divisor == 0):
-        shape = KernelShape(isa, arithmetic, height, columns, _lanes(isa, height))
-        count = rows // height * shape.vectors
-        cost = count * max(shape.lanes, min(LEAST_LANES, isa.lanes))
-        if shape.vectors <= most_vectors:
-            found.append((cost, count, -height, shape))
-    return min(found, key=lambda entry: entry[:3])[-1]
+    heights = [divisor for divisor in range(1, rows + 1) if rows % divisor == 0]
+    found = [way for height in heights for way in _ways_to_cut(isa, arithmetic, rows // height, height, columns)]
+    return min(found, key=lambda way: way[0])[-1]
+
+
+def _ways_to_cut(
+    isa: Isa, arithmetic: Arithmetic, pieces: int, height: int, columns: int
+) -> Iterator[tuple[tuple[float, ...], KernelShape]]:
+    """Blocks cut into so many pieces of this height: what comes first in the order of preference is best.
+
+    That order begins with the multiplications of vectors for one column and as many rows of x as a vector has lanes. A
+    vector counts as a whole one even where it is half as wide: there is one load for each multiplication, of x, and loads
+    do not get faster.
+    """
+    shape = KernelShape(isa, arithmetic, height, columns, _lanes(isa, height))
+    count = pieces * shape.vectors
+    if shape.vectors <= (4 if isa.registers >= 32 else 2):
+        yield (count * isa.lanes, 0, count, -height), shape
+    if isa.registers >= 32 and isa.lanes >= 16 and height <= MOST_SUMS // 2:
+        vectors = min(MOST_ROW_VECTORS, MOST_SUMS // height)
+        multiplications = max(height, (height + vectors) / vectors)  # or loads, if there are more of them
+        yield (pieces * multiplications, 1, -height, -vectors), replace(shape, row_vectors=vectors)
 
 
 def _lanes(isa: Isa, height: int) -> int:

@@ -39,7 +39,7 @@ def define_tile(module: Any, shape: KernelShape, rows: int) -> Any:
     _prefetch(code, shape, args, rows)
     sums = [[Variable(code, vector) for vector in bias] for _ in range(rows)]
     with code.loop(args["blocks"]) as block:
-        x, values = _block(code, shape, args, block)
+        x, values = block_addresses(code, shape, args, block)
         with code.loop(shape.steps, step=shape.unrolled_steps) as first_step:
             first_column = _column(code, shape, x, first_step)
             for unrolled in range(shape.unrolled_steps):
@@ -60,7 +60,7 @@ def define_single_row(module: Any, shape: KernelShape) -> Any:
     zero = ir.Constant(ir.VectorType(F32, shape.lanes), [0.0] * shape.lanes)
     sums = [[Variable(code, vector if chain == 0 else zero) for vector in bias] for chain in range(chains)]
     with code.loop(args["blocks"]) as block:
-        x, values = _block(code, shape, args, block)
+        x, values = block_addresses(code, shape, args, block)
         with code.loop(shape.steps, step=chains) as first_step:
             first_column = _column(code, shape, x, first_step)
             for chain in range(chains):
@@ -82,7 +82,7 @@ def _bias(code: Code, shape: KernelShape, bias: Value) -> list[Value]:
     return [code.load(vector, code.element(bias, F32, q * shape.lanes)) for q in range(shape.vectors)]
 
 
-def _block(code: Code, shape: KernelShape, args: dict[str, Value], block: Value) -> tuple[Value, Value]:
+def block_addresses(code: Code, shape: KernelShape, args: dict[str, Value], block: Value) -> tuple[Value, Value]:
     """Addresses of the block's columns of x in the panel, and of its values."""
     column = code.index(args["columns"], block)
     x = code.element(args["panel"], shape.arithmetic.panel, code.product(column, args["column_stride"]))

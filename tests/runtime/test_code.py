@@ -12,7 +12,7 @@ from sapp_cli.runtime.kernel_shape import kernel_shape
 @pytest.mark.parametrize(
     ("isa", "block", "height", "lanes", "tile_rows"),
     [
-        (AVX512, (8, 8), 8, 8, 12),  # half a register, but no lane of it idle
+        (AVX512, (8, 8), 8, 8, 12),  # half a register, but no lane of it idle, for a few rows of x
         (AVX512, (16, 16), 16, 16, 12),
         (AVX512, (32, 32), 32, 16, 12),
         (AVX512, (64, 64), 64, 16, 6),  # 6·4 sums, 4 weights, 1 x: 29 of 32 registers
@@ -30,6 +30,27 @@ def test_blocks_are_cut_to_fit_the_registers(isa, block, height, lanes, tile_row
     assert shape.vectors * (shape.tile_rows + 1) + 1 <= isa.registers
 
 
+@pytest.mark.parametrize(
+    ("isa", "block", "height", "row_vectors"),
+    [
+        (AVX512, (8, 8), 8, 3),  # 8·3 sums
+        (AVX512, (4, 4), 4, 3),
+        (AVX512, (24, 8), 12, 2),  # as two blocks of 12·2 sums
+        (AVX512, (7, 5), 7, 3),
+        (AVX512, (16, 16), 16, 0),  # whole registers of outputs
+        (AVX512, (32, 16), 32, 0),
+        (AVX512, (40, 8), 10, 2),
+        (AVX2, (8, 8), 8, 0),  # whole registers here
+        (AVX2, (4, 4), 4, 0),  # too few registers for both
+        (NEON, (4, 4), 4, 0),
+    ],
+)
+def test_blocks_that_fill_no_register_are_multiplied_by_vectors_of_rows(isa, block, height, row_vectors):
+    shape = kernel_shape(isa, block, bf16=False)
+    assert (shape.height, shape.row_vectors) == (height, row_vectors)
+    assert (shape.height + 1) * shape.row_vectors + 1 <= isa.registers
+
+
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_neon_code_is_made_and_verified(bf16):
     machine, module = optimized(kernel_shape(NEON, (16, 16), bf16=bf16), openmp=True)
@@ -44,6 +65,10 @@ def test_neon_code_is_made_and_verified(bf16):
     [
         (AVX512, (16, 16), False, "vfmadd231ps"),
         (AVX512_BF16, (32, 32), True, "vdpbf16ps"),
+        (AVX512, (8, 8), False, "vfmadd231ps"),
+        (AVX512, (12, 12), False, "vfmadd231ps"),
+        (AVX512, (8, 8), True, "vfmadd231ps"),
+        (AVX512_BF16, (8, 8), True, "vdpbf16ps"),
         (AVX2, (16, 16), True, "vfmadd231ps"),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
@@ -54,9 +79,13 @@ def test_sums_stay_in_registers(isa, block, bf16, instruction):
     shape = kernel_shape(foreign, block, bf16=bf16)
     machine, module = optimized(shape, openmp=False)
     assembly = machine.emit_assembly(module)
-    tile = assembly.split(f"tile_{shape.tile_rows}:")[1].split(".cfi_endproc")[0]
+    if shape.row_vectors:
+        tile, multiplications = f"row_tile_{shape.row_vectors}", shape.height * shape.row_vectors
+    else:
+        tile, multiplications = f"tile_{shape.tile_rows}", shape.tile_rows * shape.vectors * shape.unrolled_steps
+    tile = assembly.split(f"{tile}:")[1].split(".cfi_endproc")[0]
     loops = [part for part in tile.split(".LBB") if instruction in part]
     busiest = max(loops, key=lambda part: part.count(instruction))
-    assert busiest.count(instruction) >= shape.tile_rows * shape.vectors * shape.unrolled_steps
+    assert busiest.count(instruction) >= multiplications
     spilled = [line for line in busiest.splitlines() if "(%rsp)" in line and ("movaps" in line or "movups" in line)]
     assert not spilled

@@ -12,8 +12,8 @@ from sapp_cli.runtime import threads
 from sapp_cli.runtime.isa import host_isas
 from tests.runtime.weights import assert_near_exact, kernel_for, sparse_weight
 
-ROWS = [0, 1, 2, 7, 12, 13, 49, 101]
-BLOCKS = [(8, 8), (16, 16), (32, 16)]
+ROWS = [0, 1, 2, 7, 9, 12, 13, 16, 33, 49, 101]
+BLOCKS = [(8, 8), (16, 16), (32, 16), (4, 4), (12, 7)]
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +48,10 @@ def test_any_shape_ragged_or_not(matrix, block, share, dtype, rows, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("block", [(16, 8), (8, 8), (24, 5)], ids=str)
 @pytest.mark.parametrize("isa", host_isas(), ids=lambda isa: isa.name)
-def test_every_instruction_set_of_this_machine(isa, dtype):
-    check((70, 100), (16, 8), 0.3, dtype, ROWS, seed=1, isa=isa)
+def test_every_instruction_set_of_this_machine(isa, block, dtype):
+    check((70, 100), block, 0.3, dtype, ROWS, seed=1, isa=isa)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,17 @@ def test_every_instruction_set_of_this_machine(isa, dtype):
     ids=str,
 )
 def test_odd_tall_and_rectangular_blocks(block, dtype):
-    check((130, 77), block, 0.4, dtype, [1, 13], seed=3)
+    check((130, 77), block, 0.4, dtype, [1, 13, 70], seed=3)
+
+
+@pytest.mark.parametrize("block", [(8, 8), (5, 3), (16, 16)], ids=str)
+def test_a_row_of_x_gives_the_same_whatever_rows_stand_beside_it(block):
+    """Few rows and many take different tiles; the sums are in one order, so not a bit may differ."""
+    kernel = kernel_for(sparse_weight((60, 50), block, 0.5), block)
+    x = torch.randn(60, 50)
+    many = kernel(x)
+    assert torch.equal(many[:7], kernel(x[:7]))
+    assert torch.equal(many[50:], kernel(x[50:]))
 
 
 def test_rows_of_empty_block_rows_are_written():
@@ -115,11 +126,12 @@ def test_bfloat16_rounds_to_nearest_even_and_keeps_nan_and_infinity():
         assert y[4] == 3 + 2.0**-5  # at 2: steps of 2⁻⁶; 3 + 3·2⁻⁷ is a tie again
 
 
-def test_nothing_is_written_or_read_beyond_the_ends():
+@pytest.mark.parametrize("block", [(16, 16), (8, 8), (5, 3)], ids=str)
+def test_nothing_is_written_or_read_beyond_the_ends(block):
     """x, y and the weight lie against guarded memory: a read or write beyond would change or poison a number."""
-    weight = sparse_weight((37, 29), (16, 16), 0.7)
-    kernel = kernel_for(weight, (16, 16))
-    for rows in (1, 5, 60):
+    weight = sparse_weight((37, 29), block, 0.7)
+    kernel = kernel_for(weight, block)
+    for rows in (1, 5, 10, 60):
         around = torch.full((rows * 29 + 128,), float("nan"))
         x = around[64 : 64 + rows * 29].view(rows, 29)
         x.copy_(torch.randn(rows, 29))
