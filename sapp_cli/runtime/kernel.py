@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import threading
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from sapp_cli.runtime.packing import pack
 from sapp_cli.runtime.threads import cut_into_parts, openmp, run_in_pool, threads_worth
 
 DTYPES = (torch.float32, torch.bfloat16)
+MOST_PLANS = 256
+"""Sizes of batch that a kernel remembers how to share out."""
 
 
 class Kernel:
@@ -44,6 +48,7 @@ class Kernel:
         self.dtype = values.dtype
         self._code = compiled(shape, openmp=openmp() is not None)
         self._out, self._in = grid.matrix
+        self._plans: dict[tuple[int, int], _Plan] = {}
         self._work = self.weight.values.numel()  # multiplications for one row of x
         self._addresses = (
             self._in,
@@ -64,19 +69,26 @@ class Kernel:
         y = torch.empty((rows, self._out), dtype=self.dtype)
         if rows == 0 or self._out == 0:
             return y
-        wanted = threads_worth(rows * self._work, threads or torch.get_num_threads())
-        parts = cut_into_parts(rows, self.weight.crow, wanted)
-        shape = self.weight.shape
-        panel_rows = min(rows, shape.panel_rows)
-        panel_bytes = (
-            shape.padded_rows(panel_rows) * self._panel_row_bytes + 63
-        ) & ~63  # whole cache lines: threads must not share one
-        panels = _SCRATCH.address(panel_bytes * len(parts))
-        shared = (x.data_ptr(), y.data_ptr(), *self._addresses, panels, panel_bytes, panel_rows, rows == 1, len(parts))
-        numbers = (*shared, *(number for part in parts for number in part)) if len(parts) > 1 else (*shared, *parts[0])
-        job = struct.pack(f"{len(numbers)}q", *numbers)
-        self._run(job, len(parts))
+        plan = self._plan(rows, threads or torch.get_num_threads())
+        places = x.data_ptr(), y.data_ptr(), _SCRATCH.address(plan.scratch_bytes)
+        self._run(_PLACES.pack(*places) + plan.job, plan.parts)
         return y
+
+    def _plan(self, rows: int, threads: int) -> _Plan:
+        """What a call is told besides the places of x, y and the panels; the same for all batches of so many rows."""
+        plan = self._plans.get((rows, threads))
+        if plan is None:
+            parts = cut_into_parts(rows, self.weight.crow, threads_worth(rows * self._work, threads))
+            shape = self.weight.shape
+            panel_rows = min(rows, shape.panel_rows)
+            panel_bytes = shape.padded_rows(panel_rows) * self._panel_row_bytes
+            panel_bytes = (panel_bytes + 63) & ~63  # whole cache lines: threads must not share one
+            numbers = [*self._addresses, panel_bytes, panel_rows, rows == 1, len(parts), *chain.from_iterable(parts)]
+            plan = _Plan(struct.pack(f"{len(numbers)}q", *numbers), len(parts), panel_bytes * len(parts))
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            self._plans[rows, threads] = plan
+        return plan
 
     def _run(self, job: bytes, parts: int) -> None:
         parallel, code = openmp(), self._code
@@ -86,6 +98,14 @@ class Kernel:
             parallel(code.run_team, job, parts, 0)
         else:
             run_in_pool(code.run_part, job, parts)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    job: bytes
+    """JOB of driver.py after the three places, then PART for each part."""
+    parts: int
+    scratch_bytes: int
 
 
 class _Scratch(threading.local):
@@ -103,3 +123,4 @@ class _Scratch(threading.local):
 
 
 _SCRATCH = _Scratch()
+_PLACES = struct.Struct("3q")
