@@ -33,6 +33,7 @@ from torch import Tensor
 from sapp_cli.checkpoint.block_sparse import indices
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import DENSE, ONEDNN, dense_ways
+from sapp_cli.runtime.isa import Isa, host_isas
 from sapp_cli.runtime.kernel import Kernel
 from sapp_cli.runtime.machine import this_machine
 from sapp_cli.runtime.plain import PlainProduct
@@ -85,6 +86,7 @@ def measure(
     dtype: torch.dtype,
     budget: float,
     only: Sequence[str] = (),
+    isa: Isa | None = None,
 ) -> Cell:
     """All ways to multiply random x by a random weight of which a random share of blocks is kept, seed 0."""
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +104,7 @@ def measure(
     ways: dict[str, Callable[[], Any]] = {}
     for name, way in dense_ways(dense, None, rows).items():
         ways[name] = _bound(way, x)
-    ways["kernel"] = _bound(Kernel(values, crow, col, None, grid), x)
+    ways["kernel"] = _bound(Kernel(values, crow, col, None, grid, isa), x)
     ways["torch"] = _bound(PlainProduct(values, torch.from_numpy(crow), torch.from_numpy(col), None, grid), x)
     if dtype == torch.float32 and grid.padded == matrix:
         if block[0] == block[1]:
@@ -133,11 +135,12 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
     blocks = BLOCKS[:2] if arguments.quick else BLOCKS
     sparsities = arguments.sparsity or ((0.9,) if arguments.quick else SPARSITIES)
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    isa = next((isa for isa in host_isas() if isa.name == arguments.isa), None)
     with torch.inference_mode():
         for matrix, block, sparsity, rows in product(
             arguments.shape or shapes, blocks, sparsities, arguments.rows or ROWS
         ):
-            yield measure(matrix, block, sparsity, rows, dtype, arguments.seconds, arguments.way or ())
+            yield measure(matrix, block, sparsity, rows, dtype, arguments.seconds, arguments.way or (), isa)
 
 
 def line(cell: Cell) -> str:
@@ -161,6 +164,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32")
+    parser.add_argument(
+        "--isa",
+        choices=[isa.name for isa in host_isas()],
+        help="instructions of the kernel, else the best; dense ways obey ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS",
+    )
     parser.add_argument("--quick", action="store_true", help="two shapes, two blocks, 90 %%")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each cell, about")
     parser.add_argument("--shape", type=_shape, action="append", metavar="OUTxIN")
@@ -173,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     machine = this_machine()
-    print(machine.text, flush=True)
+    print(machine.text + (f"; the kernel here for {arguments.isa}" if arguments.isa else ""), flush=True)
     print(
         "out×in  block  sparsity  rows  kernel over best dense: medians, least; share of ideal; µs (kernel's over theirs)",
         flush=True,
@@ -188,7 +196,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             {**asdict(cell), "speedup": cell.speedup, "least_speedup": cell.least_speedup, "ideal": cell.ideal}
             for cell in found
         ]
-        arguments.out.write_text(json.dumps({"machine": asdict(machine), "cells": rows}, indent=2) + "\n")
+        arguments.out.write_text(
+            json.dumps({"machine": asdict(machine), "isa": arguments.isa, "cells": rows}, indent=2) + "\n"
+        )
         print(f"wrote {arguments.out}", file=sys.stderr)
 
 
