@@ -1,27 +1,31 @@
 """Which way a layer computes: the fastest of those it has, measured once for each kind of batch on this machine.
 
-The ways: the generated kernel; plain torch; the dense weight with `F.linear`; the dense weight packed for oneDNN. Which one
-wins depends on the sparsity, the shape, the batch and the machine, so nothing is guessed.
+On a CPU: the generated kernel; plain torch; the dense weight with `F.linear`; the dense weight packed for oneDNN. On a GPU:
+our Triton kernel with tiles of several sizes; torch's own one; plain torch; the dense weight with `F.linear`. Which one wins
+depends on the sparsity, the shape, the batch and the machine, so nothing is guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sapp_cli.runtime.gpu import wait_for
 from sapp_cli.runtime.timing import time_in_turns
 
 Way: TypeAlias = Callable[[Tensor], Tensor]
 """x (M, in) -> y (M, out)."""
 
-KERNEL, PLAIN, DENSE, ONEDNN = WAYS = ("kernel", "torch", "dense", "onednn")
-BUCKETS = (1, 4, 16, 64, 256)
-"""Rows of x: 1, 2–4, 5–16, 17–64, 65–256, more."""
+KERNEL, TRITON, TORCH_BSR, PLAIN, DENSE, ONEDNN = WAYS = ("kernel", "triton", "torch-bsr", "torch", "dense", "onednn")
+CPU_WAYS = (KERNEL, PLAIN, DENSE, ONEDNN)
+GPU_WAYS = (TRITON, TORCH_BSR, PLAIN, DENSE)
+BUCKETS = (1, 4, 16, 64, 256, 1024, 4096)
+"""Rows of x: 1, 2–4, 5–16, 17–64, 65–256, 257–1024, 1025–4096, more."""
 TIE = 1.03
 """A block-sparse way is taken unless a dense one is faster by more than this: a third less memory is worth something."""
 BUDGET = 0.02
@@ -33,19 +37,23 @@ class Choice:
     """What a layer does for batches of a bucket, and the times that say so."""
 
     way: str
+    """One of WAYS; of "triton" the tile as well, as in "triton-64x16x64-4w-4s"."""
     bucket: int
     threads: int
     seconds: Mapping[str, float]
     """Median of one call, for each way that was measured."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Ways that this machine should have and that failed, with what they said."""
+    why: str = "asked for"
+    """Of a way that was not measured."""
 
     @property
     def reason(self) -> str:
         """One line: "kernel for 5–16 rows: kernel 15 µs, dense 160 µs"."""
-        if not self.seconds:
-            return f"{self.way} for {bucket_name(self.bucket)}: asked for"
         times = sorted(self.seconds.items(), key=lambda item: item[1])
-        shown = ", ".join(f"{way} {seconds * 1e6:.0f} µs" for way, seconds in times)
-        return f"{self.way} for {bucket_name(self.bucket)}: {shown}"
+        shown = ", ".join(f"{way} {seconds * 1e6:.0f} µs" for way, seconds in times) or self.why
+        failed = "".join(f"; {way} failed: {problem}" for way, problem in self.problems.items())
+        return f"{self.way} for {bucket_name(self.bucket)}: {shown}{failed}"
 
 
 def bucket_of(rows: int) -> int:
@@ -56,12 +64,22 @@ def bucket_of(rows: int) -> int:
     return len(BUCKETS)
 
 
+def most_rows(bucket: int) -> int:
+    """Of the batches in the bucket; of the last one, of which there is no most, more than in all others."""
+    return BUCKETS[bucket] if bucket < len(BUCKETS) else 4 * BUCKETS[-1]
+
+
 def bucket_name(bucket: int) -> str:
     if bucket == 0:
         return "1 row"
     if bucket == len(BUCKETS):
         return f"more than {BUCKETS[-1]} rows"
     return f"{BUCKETS[bucket - 1] + 1}–{BUCKETS[bucket]} rows"
+
+
+def family(name: str) -> str:
+    """The one of WAYS that a way with a tile of its own belongs to."""
+    return TRITON if name.startswith(f"{TRITON}-") else name
 
 
 @torch.no_grad()
@@ -71,15 +89,11 @@ def choose(ways: Mapping[str, Way], x: Tensor, budget: float = BUDGET) -> Choice
     if len(ways) == 1:
         return Choice(next(iter(ways)), bucket, threads, {})
 
-    def call(way: Way) -> Callable[[], Any]:
-        def run() -> None:
-            way(x)
-            if x.is_cuda:  # a GPU has only been told what to do by now
-                torch.cuda.synchronize(x.device)
+    def call(way: Way) -> Callable[[], Tensor]:
+        return lambda: way(x)
 
-        return run
-
-    timings = time_in_turns({name: call(way) for name, way in ways.items()}, budget=budget, drop_hopeless=True)
+    calls = {name: call(way) for name, way in ways.items()}
+    timings = time_in_turns(calls, budget=budget, drop_hopeless=True, finish=lambda: wait_for(x))
     seconds = {name: timing.median for name, timing in timings.items()}
     return Choice(fastest(seconds), bucket, threads, seconds)
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _NUMBERS = itertools.count()
 _LAYERS: weakref.WeakValueDictionary[int, BlockSparseLinear] = weakref.WeakValueDictionary()
+_TAGS: dict[str, Any] = {}
+if hasattr(torch.Tag, "cudagraph_unsafe"):  # since torch 2.8
+    # A layer's first batch measures, and what it prepares then would lie in memory that belongs to the compiler's graphs.
+    _TAGS["tags"] = (torch.Tag.cudagraph_unsafe,)
 
 
 def registered(layer: BlockSparseLinear) -> int:
@@ -26,7 +30,7 @@ def registered(layer: BlockSparseLinear) -> int:
     return number
 
 
-@torch.library.custom_op("sapp::block_sparse_linear", mutates_args=())
+@torch.library.custom_op("sapp::block_sparse_linear", mutates_args=(), **_TAGS)
 def block_sparse_linear(x: Tensor, layer: int, out_features: int) -> Tensor:
     """The layer of this number on x (…, in): (…, out)."""
     return _LAYERS[layer].multiply(x.detach())
@@ -37,7 +41,7 @@ def _(x: Tensor, layer: int, out_features: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.custom_op("sapp::block_sparse_linear_backward", mutates_args=())
+@torch.library.custom_op("sapp::block_sparse_linear_backward", mutates_args=(), **_TAGS)
 def input_gradient(gradient: Tensor, layer: int, in_features: int) -> Tensor:
     """Of y (…, out) -> of x (…, in)."""
     found = _LAYERS[layer]

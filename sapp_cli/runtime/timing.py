@@ -43,12 +43,14 @@ def time_in_turns(
     least_turns: int = 5,
     sample: float = 5e-4,
     drop_hopeless: bool = False,
+    finish: Callable[[], Any] = lambda: None,
 ) -> dict[str, Timing]:
     """The times of each way. A turn takes each of them once, as often in a row as fills `sample` seconds.
 
-    It stops after `budget` seconds in all, but not before `least_turns` turns.
+    It stops after `budget` seconds in all, but not before `least_turns` turns. `finish` waits for what the calls in a row
+    have started: a GPU works on after a call has returned, and its users wait once, not after every layer.
     """
-    first = {name: _seconds(run, 1, warm=True) for name, run in ways.items()}
+    first = {name: _seconds(run, 1, finish, warm=True) for name, run in ways.items()}
     hopeless = {name for name in ways if drop_hopeless and first[name] > HOPELESS * min(first.values())}
     ways = {name: run for name, run in ways.items() if name not in hopeless}
     repeats = {name: max(1, min(1000, int(sample / max(first[name], 1e-7)))) for name in ways}
@@ -57,15 +59,17 @@ def time_in_turns(
     turn = 0
     while turn < least_turns or time.perf_counter() < end:
         for name, run in ways.items():
-            turns[name].append(_seconds(run, repeats[name]))
+            turns[name].append(_seconds(run, repeats[name], finish))
         turn += 1
     return {name: Timing((seconds,) if name in hopeless else tuple(turns[name])) for name, seconds in first.items()}
 
 
-def _seconds(run: Callable[[], Any], repeats: int, *, warm: bool = False) -> float:
+def _seconds(run: Callable[[], Any], repeats: int, finish: Callable[[], Any], *, warm: bool = False) -> float:
     if warm:
         run()
+    finish()
     start = time.perf_counter()
     for _ in range(repeats):
         run()
+    finish()
     return (time.perf_counter() - start) / repeats

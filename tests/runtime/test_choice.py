@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sapp_cli.runtime import products
-from sapp_cli.runtime.choice import Choice, bucket_name, bucket_of, choose, fastest
+from sapp_cli.runtime.choice import Choice, bucket_name, bucket_of, choose, fastest, most_rows
 from sapp_cli.runtime.linear import BlockSparseLinear
 from sapp_cli.runtime.timing import Timing, time_in_turns
 from tests.runtime.weights import sparse_weight
@@ -22,15 +22,31 @@ def sleeper(seconds):
 
 
 def test_buckets():
-    assert [bucket_of(rows) for rows in (1, 2, 4, 5, 16, 17, 64, 65, 256, 257)] == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
-    assert [bucket_name(bucket) for bucket in range(6)] == [
+    assert [bucket_of(rows) for rows in (1, 2, 4, 5, 16, 17, 64, 65, 256, 257, 4096, 4097)] == [
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+        5,
+        6,
+        7,
+    ]
+    assert [bucket_name(bucket) for bucket in range(8)] == [
         "1 row",
         "2–4 rows",
         "5–16 rows",
         "17–64 rows",
         "65–256 rows",
-        "more than 256 rows",
+        "257–1024 rows",
+        "1025–4096 rows",
+        "more than 4096 rows",
     ]
+    assert [bucket_of(most_rows(bucket)) for bucket in range(8)] == list(range(8))
 
 
 def test_the_fastest_is_chosen_and_the_reason_given():
@@ -57,6 +73,32 @@ def test_turns_alternate_and_every_way_has_as_many():
     )
     assert "".join(calls) == "aabb" + "ab" * 3  # warm-up and first time, then turns
     assert {len(timing.seconds) for timing in timings.values()} == {3}
+
+
+def test_what_a_turn_has_started_is_waited_for_once():
+    """A device that is told what to do, and does it later: calls return at once, waiting takes the time of all of them."""
+    told = []
+    waits = []
+
+    def wait():
+        waits.append(len(told))
+        time.sleep(1e-3 * len(told))
+        told.clear()
+
+    ways = {"device": lambda: told.append(1)}
+    timing = time_in_turns(ways, budget=0.0, least_turns=3, sample=5e-3, finish=wait)["device"]
+    assert waits[:3] == [1, 1, 0]  # the warm-up, the first time, and nothing before the first turn
+    assert set(waits[3::2]) != {0}
+    assert set(waits[4::2]) == {0}
+    assert 1e-3 <= timing.median < 2e-3
+
+
+def test_a_choice_says_what_failed_and_why_it_was_not_measured():
+    choice = Choice("dense", 1, 1, {"dense": 2e-5, "triton-a": 3e-5}, {"triton-b": "OutOfResources: shared memory"})
+    times = "dense 20 µs, triton-a 30 µs"
+    assert choice.reason == f"dense for 2–4 rows: {times}; triton-b failed: OutOfResources: shared memory"
+    assert Choice("torch", 0, 1, {}).reason == "torch for 1 row: asked for"
+    assert Choice("torch", 0, 1, {}, why="not measured").reason == "torch for 1 row: not measured"
 
 
 def test_median_and_spread():
