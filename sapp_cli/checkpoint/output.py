@@ -13,7 +13,7 @@ from typing import Any
 
 from sapp_cli.checkpoint.damage import damaged
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
-from sapp_cli.checkpoint.write import disk_errors, replacing, sync_folder
+from sapp_cli.checkpoint.write import disk_errors, replacing, space_errors, sync_folder
 from sapp_cli.errors import CheckpointError, ResourceError, UsageError
 
 MANIFEST = "manifest.json"
@@ -24,7 +24,9 @@ WEIGHTS = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz"}  # PyTorch and NumPy
     | {".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel"}  # other frameworks
 )
-WRITTEN_BY_SAPP = frozenset({MANIFEST, "sparsity.json", "sparsity.html", "recipe.yaml", "metrics.jsonl", "README.md"})
+WRITTEN_BY_SAPP = frozenset(
+    {MANIFEST, "sparsity.json", "sparsity.html", "recipe.yaml", "metrics.jsonl", "bench.json", "README.md"}
+)
 
 
 @contextmanager
@@ -43,7 +45,8 @@ def output_folder(out: Path, checkpoint: Path, overwrite: bool = False) -> Itera
         shutil.rmtree(staged, ignore_errors=True)  # of a process that had the same number and was killed
         staged.mkdir()
     try:
-        yield staged
+        with space_errors(out.parent):
+            yield staged
         with disk_errors(out.parent):
             _replace(staged, out)
     finally:

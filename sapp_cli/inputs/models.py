@@ -19,7 +19,7 @@ from sapp_cli.bits import TORCH_DTYPES, from_bits
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.errors import CheckpointError, UsageError
 from sapp_cli.inputs.hugging_face import offline_transformers
-from sapp_cli.recipe.factory import load_factory
+from sapp_cli.recipe.factory import call_factory
 from sapp_cli.recipe.schema import ModelSection
 
 
@@ -51,7 +51,7 @@ def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
     state = {name: dense_tensor(checkpoint, name) for name in checkpoint.dense_names()}
     for alias, stored in checkpoint.tied.items():
         state.setdefault(alias, state[stored])
-    build: Callable[[Mapping[str, Tensor]], _Built]
+    build: Callable[[Mapping[str, Tensor]], Built]
     if section.factory is not None:
         build = partial(_from_factory, checkpoint, section)
     elif checkpoint.config is not None and checkpoint.config.get("model_type"):
@@ -68,7 +68,7 @@ def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
 
 
 @dataclass(frozen=True)
-class _Built:
+class Built:
     """A model with a state in it, and its parameters that the state lacked."""
 
     model: nn.Module
@@ -82,9 +82,9 @@ def dense_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     return from_bits(checkpoint.dense_array(name), checkpoint.dtype(name))
 
 
-def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[str, Tensor]) -> _Built:
+def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[str, Tensor]) -> Built:
     assert section.factory is not None, "checked by the caller"
-    model = load_factory(section.factory, "model.factory")(**section.kwargs)
+    model = call_factory(section.factory, section.kwargs, "model.factory")
     if not isinstance(model, nn.Module):
         raise UsageError(f"model.factory: {section.factory} returned a {type(model).__name__}, not a torch.nn.Module")
     model = model.float()
@@ -102,14 +102,23 @@ def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[
             f"{checkpoint.path} does not fit the model of {section.factory}:\n" + "\n".join(f"  {p}" for p in shown)
         )
     model.load_state_dict(state, strict=False)
-    return _Built(model, set())
+    return Built(model, set())
 
 
-def _from_transformers(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> _Built:
+def _from_transformers(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> Built:
     config_dict: dict[str, Any] = dict(checkpoint.config or {})
     with offline_transformers() as transformers:
         config = _config(transformers, checkpoint, config_dict)
         cls = _model_class(transformers, checkpoint, config_dict, config)
+    return built_by_library(checkpoint, cls, config, state)
+
+
+def built_by_library(checkpoint: Checkpoint, cls: Any, config: Any, state: Mapping[str, Tensor]) -> Built:
+    """A model of the class, in fp32, with the state in it as `from_pretrained` puts it there, whatever it renames or joins.
+
+    Raises CheckpointError if the two do not fit each other.
+    """
+    with offline_transformers():
         try:
             model, info = cls.from_pretrained(
                 None,
@@ -136,7 +145,7 @@ def _from_transformers(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> _
             f"{checkpoint.path}: none of its {len(state)} tensors has a name that {cls.__name__} knows, "
             f"e.g. {_some(set(state))}; is config.json the right one?"
         )
-    return _Built(model.float(), missing)
+    return Built(model.float(), missing)
 
 
 def _config(transformers: Any, checkpoint: Checkpoint, config: dict[str, Any]) -> Any:
@@ -168,7 +177,7 @@ def _model_class(transformers: Any, checkpoint: Checkpoint, config: dict[str, An
 
 
 def _map_names(
-    checkpoint: Checkpoint, built: _Built, state: Mapping[str, Tensor], build: Callable[[Mapping[str, Tensor]], _Built]
+    checkpoint: Checkpoint, built: Built, state: Mapping[str, Tensor], build: Callable[[Mapping[str, Tensor]], Built]
 ) -> dict[str, str]:
     """Checkpoint name -> model name, each proven by its values: what is trained must find its way back.
 
@@ -180,18 +189,13 @@ def _map_names(
     prefix = getattr(model, "base_model_prefix", "")
     names = {}
     for name, tensor in state.items():
-        for candidate in _candidates(name, prefix):
-            if candidate in known and _same_values(known[candidate], tensor):
+        for candidate in candidate_names(name, prefix):
+            if candidate in known and same_values(known[candidate], tensor):
                 names[name] = candidate
                 break
     if _uncovered(built, names):
-        marks = {name: torch.full_like(tensor, 1 + index) for index, (name, tensor) in enumerate(state.items())}
-        marked = build(marks).model.state_dict()
-        origin = {name: tensor.flatten()[0].item() for name, tensor in marked.items() if _is_constant(tensor)}
-        by_mark = {float(1 + index): name for index, name in enumerate(state)}
-        for model_name, mark in origin.items():
-            name = by_mark.get(float(mark), "")
-            if name and name not in names and _same_values(known[model_name], state[name]):
+        for model_name, name in origins(state, build).items():
+            if name not in names and same_values(known[model_name], state[name]):
                 names[name] = model_name
     lost = _uncovered(built, names)
     if lost:
@@ -205,7 +209,19 @@ def _map_names(
     return names
 
 
-def _uncovered(built: _Built, names: Mapping[str, str]) -> set[str]:
+def origins(state: Mapping[str, Tensor], build: Callable[[Mapping[str, Tensor]], Built]) -> dict[str, str]:
+    """{name in the model: name in the checkpoint} of what loading takes from one tensor, told by a number of its own.
+
+    Shape and order of the entries may have changed on the way; that is for the caller to compare.
+    """
+    marks = {name: torch.full_like(tensor, 1 + index) for index, (name, tensor) in enumerate(state.items())}
+    marked = build(marks).model.state_dict()
+    marked_as = {name: tensor.flatten()[0].item() for name, tensor in marked.items() if _is_constant(tensor)}
+    by_mark = {float(1 + index): name for index, name in enumerate(state)}
+    return {name: by_mark[float(mark)] for name, mark in marked_as.items() if float(mark) in by_mark}
+
+
+def _uncovered(built: Built, names: Mapping[str, str]) -> set[str]:
     """Parameters that no name of the checkpoint stands for."""
     covered = set(names.values()) | built.missing
     tied = _tied_names(built.model)
@@ -217,17 +233,19 @@ def _is_constant(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
 
 
-def _same_values(loaded: Tensor, stored: Tensor) -> bool:
+def same_values(loaded: Tensor, stored: Tensor) -> bool:
+    """True if they are equal, in shape too, seen in the dtype that is stored."""
     return loaded.shape == stored.shape and torch.equal(loaded.to(stored.dtype), stored)
 
 
-def _candidates(name: str, prefix: str) -> list[str]:
+def candidate_names(name: str, prefix: str) -> list[str]:
+    """What a tensor of the checkpoint may be called in a model: with or without its prefix, gamma and beta translated."""
     found = [name]
     if prefix:
         found += [name.removeprefix(f"{prefix}."), f"{prefix}.{name}"]
     head, _, last = name.rpartition(".")
     renamed = {"gamma": "weight", "beta": "bias"}.get(last)
-    return found if renamed is None else found + _candidates(f"{head}.{renamed}", prefix)
+    return found if renamed is None else found + candidate_names(f"{head}.{renamed}", prefix)
 
 
 def _shape_problems(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -19,12 +19,14 @@ from sapp_cli.report.figures import Drawing, draw_layers, draw_norms, draw_run, 
 from sapp_cli.report.gallery import Gallery, LayerView
 from sapp_cli.report.run import RunMetric, RunRecord
 from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
+from sapp_cli.report.speed import SpeedRecord
 from sapp_cli.report.texts import comparison_cells
-from sapp_cli.report.wording import by, counted, metric_text, percent, printable, size_text, times_smaller
+from sapp_cli.report.wording import by, counted, metric_text, percent, printable, size_text, time_text, times_smaller
 
 HTML_FILE = "sparsity.html"
 KEPT_COLOUR = (0.24, 0.50, 0.92)  # of the pictures; at least 3 : 1 against the page, light and dark
 FLATTEST, TALLEST = 2.5, 1 / 1.6  # width to height of a picture
+SPEED_BEGIN, SPEED_END = "<!-- speed: begin -->", "<!-- speed: end -->"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -58,27 +60,24 @@ def write_html(
     gallery: Gallery,
     run: RunRecord | None,
     comparison: Comparison | None = None,
+    speed: SpeedRecord | None = None,
 ) -> None:
     """Write the report on the checkpoint `name` to `path`, whole or not at all. `gallery`: what `measure` showed it."""
-    page = html_report(name, report, gallery, run, comparison)
+    page = html_report(name, report, gallery, run, comparison, speed)
     with disk_errors(path.parent), replacing(path) as write:
         write(page.encode())
 
 
 def html_report(
-    name: str, report: SparsityReport, gallery: Gallery, run: RunRecord | None, comparison: Comparison | None = None
+    name: str,
+    report: SparsityReport,
+    gallery: Gallery,
+    run: RunRecord | None,
+    comparison: Comparison | None = None,
+    speed: SpeedRecord | None = None,
 ) -> str:
     """The page. The same checkpoint gives the same page."""
-    environment = Environment(loader=PackageLoader("sapp_cli", "report"), autoescape=True, undefined=StrictUndefined)
-    environment.filters.update(
-        breakable=_breakable,
-        by=by,
-        cells=comparison_cells,
-        percent=percent,
-        printable=printable,
-        size=size_text,
-        thousands=lambda count: f"{count:,}",
-    )
+    environment = _environment()
     style, script = (_source(environment, file) for file in ("report.css", "report.js"))
     shown = _shown_views(report, gallery)
     prunable = [layer for layer in report.layers if layer.prunable]
@@ -102,11 +101,41 @@ def html_report(
         evaluated_loss=bool(run and run.evaluations.get("loss")),
         evaluated_metrics=bool(run and run.shown_evaluations),
         comparison=comparison,
+        speed=Markup(f"{SPEED_BEGIN}\n{_speed_section(environment, speed)}{SPEED_END}"),
         masks=masks,
         scaled=any(view.blocks_a_cell != (1, 1) for view in shown),
         norms_drawing=_marked(draw_norms(shown)),
         norms_text=_norms_text(report, shown),
     )
+
+
+def with_speed(page: str, speed: SpeedRecord) -> str | None:
+    """A page of `html_report`, its section on speed put in or replaced; None for a page that has no place for it."""
+    before, begin, rest = page.partition(SPEED_BEGIN)
+    _, end, after = rest.partition(SPEED_END)
+    if not begin or not end:
+        return None
+    return f"{before}{begin}\n{_speed_section(_environment(), speed)}{end}{after}"
+
+
+def _speed_section(environment: Environment, speed: SpeedRecord | None) -> Markup:
+    return Markup("" if speed is None else environment.get_template("speed.html.j2").render(speed=speed))
+
+
+def _environment() -> Environment:
+    environment = Environment(loader=PackageLoader("sapp_cli", "report"), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(
+        breakable=_breakable,
+        by=by,
+        cells=comparison_cells,
+        percent=percent,
+        printable=printable,
+        rate=lambda rate: f"{rate:,.1f}" if rate < 1000 else f"{rate:,.0f}",
+        size=size_text,
+        thousands=lambda count: f"{count:,}",
+        time=time_text,
+    )
+    return environment
 
 
 def _breakable(name: str) -> Markup:

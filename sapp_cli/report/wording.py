@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
+THOUSANDS = ("", "k", "M", "G", "T")
 
 
 def size_text(size: int) -> str:
@@ -18,6 +19,17 @@ def size_text(size: int) -> str:
     return f"{value:,.{decimals}f} {UNITS[unit]}"
 
 
+def count_text(count: int) -> str:
+    """A large count with three digits: 512 -> "512", 106,600 -> "107 k", 1,204,264 -> "1.20 M"."""
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(THOUSANDS) - 1:
+        value, unit = value / 1000, unit + 1
+    if unit == 0:
+        return str(count)
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{decimals}f} {THOUSANDS[unit]}"
+
+
 def percent(share: float) -> str:
     """0.875 -> "87.5 %"; never "100.0 %" or "0.0 %" of what is not quite that."""
     if 0 < share < 0.0005:
@@ -25,6 +37,15 @@ def percent(share: float) -> str:
     if 0.9995 <= share < 1:
         return "> 99.9 %"
     return f"{100 * share:.1f} %"
+
+
+def time_text(seconds: float) -> str:
+    """Three digits: 0.0123 -> "12.3 ms"."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= 0.9995 * size or unit == "µs":
+            value = seconds / size
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    raise AssertionError("the last unit takes everything")
 
 
 def times_smaller(before: int, after: int) -> str:

@@ -6,208 +6,286 @@ Both forms hold the same weights and get the same inputs. Their outputs are comp
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
-from sapp_cli.errors import SettingError, UsageError
-from sapp_cli.inputs.models import load_model
-from sapp_cli.layers import Layer, decide_layers
+from sapp_cli.errors import UsageError
+from sapp_cli.inputs.models import LoadedModel, load_model
 from sapp_cli.recipe.schema import ModelSection, PruneSection
-from sapp_cli.runtime.bench_results import BenchResult, LayerResult, ModelResult, Pair, RandomMask, Settings
-from sapp_cli.runtime.choice import bucket_of
-from sapp_cli.runtime.example_inputs import example_inputs
+from sapp_cli.runtime.bench_results import BenchResult, LayerResult, ModelResult, Pair, Settings
+from sapp_cli.runtime.choice import Choice, bucket_of
+from sapp_cli.runtime.conv import BlockSparseConv
+from sapp_cli.runtime.conv_choice import ConvChoice, conv_bucket_of
+from sapp_cli.runtime.conv_products import is_channels_last
+from sapp_cli.runtime.example_inputs import BenchInputs, Given, generated_inputs
+from sapp_cli.runtime.gpu import wait_for
 from sapp_cli.runtime.linear import BlockSparseLinear
-from sapp_cli.runtime.load import load, replaceable
+from sapp_cli.runtime.load import CONVOLUTIONS, load_and_explain, obstacle
 from sapp_cli.runtime.machine import this_machine
-from sapp_cli.runtime.timing import time_in_turns
+from sapp_cli.runtime.random_mask import mask_at_random, replace_masked
+from sapp_cli.runtime.timing import Timing, time_in_turns
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Most that the outputs of both forms may differ, as a share of the largest output."""
+CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels-last"
+BlockSparse: TypeAlias = BlockSparseLinear | BlockSparseConv
 
 
-def bench(path: Path, settings: Settings, say: Callable[[str], None] = lambda text: None) -> BenchResult:
+def bench(
+    path: Path,
+    settings: Settings,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    loaded: LoadedModel | None = None,
+    inputs: BenchInputs | None = None,
+    section: PruneSection | None = None,
+) -> BenchResult:
     """Dense against block-sparse: every layer, and the model end to end.
 
-    Raises CheckpointError for a checkpoint that cannot be read, UsageError where there is nothing to compare or no way
-    to build the model.
+    A model and inputs that are not given are made from the checkpoint's folder, which must then be one of Hugging Face.
+    `section` says which layers a random mask is for. Raises CheckpointError for a checkpoint that cannot be read,
+    UsageError where there is nothing to compare or no way to build the model.
     """
+    settings = replace(settings, device=_device(settings.device))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(settings.threads or before)
         with torch.inference_mode():
-            return _bench(path, settings, say)
+            return _bench(path, settings, say, loaded, inputs, section or PruneSection())
     finally:
         torch.set_num_threads(before)
 
 
-def _bench(path: Path, settings: Settings, say: Callable[[str], None]) -> BenchResult:
+def _bench(
+    path: Path,
+    settings: Settings,
+    say: Callable[[str], None],
+    loaded: LoadedModel | None,
+    inputs: BenchInputs | None,
+    section: PruneSection,
+) -> BenchResult:
     checkpoint = open_checkpoint(path)
-    loaded = load_model(checkpoint, ModelSection())
-    dense = loaded.model.to(torch.bfloat16) if settings.bf16 else loaded.model
+    loaded = loaded or load_model(checkpoint, ModelSection())
+    inputs = inputs or generated_inputs(loaded.model, settings.batch_sizes, settings.sequence_lengths)
+    device, dtype = torch.device(settings.device), torch.bfloat16 if settings.bf16 else torch.float32
+    dense = loaded.model.to(device, dtype)
     if settings.random_mask is not None:
-        masked = _mask_at_random(dense, settings.random_mask)
-        sparse = _replace(copy.deepcopy(dense), masked)
+        masked = mask_at_random(dense, settings.random_mask, section, loaded.stored_names)
+        sparse, kept_dense = replace_masked(copy.deepcopy(dense), masked)
     else:
-        sparse = load(copy.deepcopy(dense), path)
-    replaced = {name: layer for name, layer in sparse.named_modules() if isinstance(layer, BlockSparseLinear)}
+        sparse = copy.deepcopy(dense)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a head that starts at random: it is the same in both
+            kept_dense = load_and_explain(sparse, path)
+    replaced = block_sparse_layers(sparse)
     if not replaced:
         raise UsageError(
-            f"{path}: no Linear layer of this checkpoint is block-sparse, so there is nothing to compare; give an output of "
+            f"{path}: no layer of this checkpoint is block-sparse, so there is nothing to compare; give an output of "
             "`sapp prune`, or estimate with --random-mask"
         )
     say(f"{path}: {loaded.description}; {len(replaced)} layers block-sparse")
     models, layers = [], []
-    for batch_size in settings.batch_sizes:
-        inputs = example_inputs(dense, batch_size, settings.sequence_length)
-        if settings.bf16:
-            inputs = {name: x.bfloat16() if x.is_floating_point() else x for name, x in inputs.items()}
-        say(f"batch size {batch_size}: {len(replaced)} layers, then the model")
-        seen = _inputs_of_layers(dense, list(replaced), inputs)
-        layers += _bench_layers(dense, replaced, seen, batch_size, settings)
-        models.append(_bench_model(dense, sparse, inputs, batch_size, settings))
+    weight_bytes: dict[str, int] = {}
+    for plain in inputs.given(dense):
+        given = plain.prepared(device, dtype)
+        say(f"{given.text}: {len(replaced)} layers, then the model")
+        forms = _faster_forms(dense, sparse, given, settings.seconds / 5)
+        layers += _bench_layers(forms, given, settings)
+        models.append(_bench_model(forms, given, settings))
+        weight_bytes = {name: _weight_bytes(form.model) for name, form in forms.items()}
     return BenchResult(
         path=path,
         model=loaded.description,
-        machine=this_machine(),
+        machine=this_machine(device),
         settings=settings,
+        inputs=inputs.description,
         layers=tuple(layers),
         models=tuple(models),
         replaced=len(replaced),
-        linear=sum(replaceable(dense, name) for name, _ in dense.named_modules()),
-        weight_bytes={"dense": _weight_bytes(dense), "block_sparse": _weight_bytes(sparse)},
+        replaceable=sum(obstacle(dense, name) is None for name, _ in dense.named_modules()),
+        kept_dense=kept_dense,
+        weight_bytes=weight_bytes,
         file_bytes=_file_bytes(checkpoint),
     )
 
 
-def _mask_at_random(model: nn.Module, mask: RandomMask) -> dict[str, Layer]:
-    """{name of the module: layer} of those that a run with these settings would prune; their blocks are zeroed here."""
-    section = PruneSection(block_size=list(mask.block), sparsity=mask.sparsity)
-    try:
-        layers = decide_layers(model, section)
-    except SettingError as error:
-        why = error.problems[0][1].rpartition("; ")[0]
-        raise UsageError(f"--random-mask: {why}; take a smaller --block-size") from error
-    generator = torch.Generator().manual_seed(0)
-    masked = {}
-    for layer in layers:
-        name, _, attribute = layer.name.rpartition(".")
-        if not layer.pruned or layer.aliases or attribute != "weight" or not replaceable(model, name):
+def _device(wanted: str) -> str:
+    """A GPU where there is one, unless the CPU is wanted. Raises UsageError for a GPU that is not there."""
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UsageError("--device cuda: torch sees no GPU here; take --device cpu")
+    return "cuda" if there and wanted != "cpu" else "cpu"
+
+
+def block_sparse_layers(model: nn.Module) -> dict[str, BlockSparse]:
+    """{name: layer}; a convolution counts as itself, not as the matrix inside it."""
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, BlockSparse)}
+    return {name: layer for name, layer in found.items() if name.rpartition(".")[0] not in found}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The model in one form, and the inputs in the memory format that suits it."""
+
+    model: nn.Module
+    given: Given
+    memory_format: str
+
+    def run(self) -> Any:
+        return self.given.call(self.model)
+
+
+_Forms: TypeAlias = dict[str, _Form]
+"""{dense, block_sparse}."""
+
+
+def _faster_forms(dense: nn.Module, sparse: nn.Module, given: Given, seconds: float) -> _Forms:
+    """Each form as it is, or, with convolutions of images in it, in channels-last memory where that is faster: the dense
+    one is not to lose for a reason that has nothing to do with sparsity.
+    """
+    forms = {}
+    for name, model in (("dense", dense), ("block_sparse", sparse)):
+        plain = _Form(model, given, CONTIGUOUS)
+        if not any(type(module) in CONVOLUTIONS[1:] for module in dense.modules()):
+            forms[name] = plain
             continue
-        assert layer.grid is not None, "a pruned layer has a grid"
-        kept = torch.zeros(layer.grid.count, dtype=torch.bool)
-        kept[torch.randperm(layer.grid.count, generator=generator)[: layer.kept_count]] = True
-        (br, bc), (out, columns) = layer.grid.block, layer.grid.matrix
-        spread = kept.view(layer.grid.size).repeat_interleave(br, 0).repeat_interleave(bc, 1)[:out, :columns]
-        matrix = _matrix(model, name, layer)
-        matrix.copy_(torch.where(spread, matrix, 0.0))
-        masked[name] = layer
-    return masked
+        converted = copy.deepcopy(model)
+        converted.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        last = _Form(converted, given.channels_last(), CHANNELS_LAST)
+        times = _times({CONTIGUOUS: plain.run, CHANNELS_LAST: last.run}, seconds, given)
+        forms[name] = min((plain, last), key=lambda form: times[form.memory_format].median)
+    return forms
 
 
-def _replace(model: nn.Module, masked: dict[str, Layer]) -> nn.Module:
-    for name, layer in masked.items():
-        assert layer.grid is not None, "a pruned layer has a grid"
-        parent, _, attribute = name.rpartition(".")
-        weight, bias = _matrix(model, name, layer), model.get_submodule(name).bias
-        assert bias is None or isinstance(bias, Tensor), "a Linear or Conv1D"
-        sparse = BlockSparseLinear.from_weight(weight, bias, layer.grid.block)
-        setattr(model.get_submodule(parent), attribute, sparse.eval())
-    return model
-
-
-def _matrix(model: nn.Module, name: str, layer: Layer) -> Tensor:
-    """The module's weight as (out, in), a view."""
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor) and layer.layout is not None, "a Linear or Conv1D"
-    return weight.t() if layer.layout.kind == "transposed" else weight
-
-
-def _inputs_of_layers(model: nn.Module, names: Sequence[str], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What each of these layers is given when the model gets `inputs`."""
+def _inputs_of_layers(form: _Form, names: Sequence[str], keep: bool) -> dict[str, Tensor]:
+    """What each of these layers is given in this form of the model; without `keep` only shapes count."""
     seen: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            seen[name] = given[0].clone()
+            seen[name] = given[0].clone() if keep else given[0].to("meta")
 
         return note
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    handles = [form.model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
     try:
-        model(**inputs)
+        form.run()
     finally:
         for handle in handles:
             handle.remove()
     return seen
 
 
-def _bench_layers(
-    dense: nn.Module,
-    replaced: dict[str, BlockSparseLinear],
-    seen: dict[str, Tensor],
-    batch_size: int,
-    settings: Settings,
-) -> list[LayerResult]:
+def _bench_layers(forms: _Forms, given: Given, settings: Settings) -> list[LayerResult]:
     """One result for each kind of layer, in the model's order."""
+    replaced = block_sparse_layers(forms["block_sparse"].model)
+    shapes = _inputs_of_layers(forms["dense"], list(replaced), keep=False)
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, layer in replaced.items():
-        if name in seen:  # a layer may not be used at all
-            share = round(len(layer.col) / layer.grid.count, 2)
-            groups.setdefault((layer.grid, share, layer.bias is None, seen[name].shape), []).append(name)
+        if name in shapes:  # a layer may not be used at all
+            kept = round(_kept(layer) / layer.grid.count, 2)
+            geometry = layer.geometry if isinstance(layer, BlockSparseConv) else None
+            groups.setdefault((layer.grid, geometry, kept, layer.bias is None, shapes[name].shape), []).append(name)
+    firsts = [names[0] for names in groups.values()]
+    seen = {form: _inputs_of_layers(forms[form], firsts, keep=True) for form in forms}
     results = []
     for names in groups.values():
         name, layer = names[0], replaced[names[0]]
-        x, linear = seen[name], dense.get_submodule(name)
-        _check_outputs(linear(x), layer(x), name)
-        times = _in_turns(linear, layer, lambda module, x=x: module(x), settings.seconds / 10)  # type: ignore[misc]
-        rows = x.numel() // layer.in_features
-        choice = next(choice for choice in reversed(layer.choices) if choice.bucket == bucket_of(rows))
+        # Each with the very input that it gets in its form of the model: convolutions mind how it lies in memory.
+        of_dense, of_sparse = seen["dense"].pop(name), seen["block_sparse"].pop(name)
+        linear = forms["dense"].model.get_submodule(name)
+        _check_outputs(linear(of_dense), layer(of_dense), name)
+        y = layer(of_sparse)
+        runs = {"dense": lambda: linear(of_dense), "block_sparse": lambda: layer(of_sparse)}  # noqa: B023
+        times = _pair(runs, settings.seconds / 10, given)
+        choice = _choice(layer, of_sparse, y)
         results.append(
             LayerResult(
-                tuple(names),
-                layer.grid.matrix,
-                layer.grid.block,
-                layer.grid.count,
-                len(layer.col),
-                batch_size,
-                rows,
-                choice.way,
-                choice.reason,
-                times,
+                names=tuple(names),
+                kind="conv" if isinstance(layer, BlockSparseConv) else "linear",
+                matrix=layer.grid.matrix,
+                block=layer.grid.block,
+                blocks=layer.grid.count,
+                kept_blocks=_kept(layer),
+                batch_size=given.batch_size,
+                sequence_length=given.sequence_length,
+                rows=_rows(layer, y),
+                way=choice.way,
+                reason=choice.reason,
+                times=times,
             )
         )
     return results
 
 
-def _bench_model(
-    dense: nn.Module, sparse: nn.Module, inputs: dict[str, Tensor], batch_size: int, settings: Settings
-) -> ModelResult:
-    difference = _check_outputs(_main_output(dense(**inputs)), _main_output(sparse(**inputs)), "the model")
+def _kept(layer: BlockSparse) -> int:
+    return len(layer.matrix.col if isinstance(layer, BlockSparseConv) else layer.col)
+
+
+def _rows(layer: BlockSparse, y: Tensor) -> int:
+    return y.numel() // layer.grid.matrix[0]
+
+
+def _choice(layer: BlockSparse, x: Tensor, y: Tensor) -> Choice | ConvChoice:
+    """What the layer took for x."""
+    rows = _rows(layer, y)
+    if isinstance(layer, BlockSparseLinear):
+        return next(choice for choice in reversed(layer.choices) if choice.bucket == bucket_of(rows))
+    key = conv_bucket_of(rows), is_channels_last(x)
+    return next(choice for choice in reversed(layer.choices) if (choice.bucket, choice.channels_last) == key)
+
+
+def _bench_model(forms: _Forms, given: Given, settings: Settings) -> ModelResult:
+    dense, sparse = forms["dense"], forms["block_sparse"]
+    difference = _check_outputs(main_output(dense.run()), main_output(sparse.run()), "the model")
     return ModelResult(
-        batch_size,
-        {name: list(tensor.shape) for name, tensor in inputs.items()},
-        difference,
-        TOLERANCES[torch.bfloat16 if settings.bf16 else torch.float32],
-        _in_turns(dense, sparse, lambda module: module(**inputs), settings.seconds),
+        batch_size=given.batch_size,
+        sequence_length=given.sequence_length,
+        inputs=given.shapes,
+        memory_formats={name: form.memory_format for name, form in forms.items()},
+        difference=difference,
+        tolerance=TOLERANCES[torch.bfloat16 if settings.bf16 else torch.float32],
+        times=_pair({name: form.run for name, form in forms.items()}, settings.seconds, given),
     )
 
 
-def _in_turns(dense: nn.Module, sparse: nn.Module, call: Callable[[nn.Module], Any], seconds: float) -> Pair:
-    ways = {"dense": lambda: call(dense), "sparse": lambda: call(sparse)}
-    timings = time_in_turns(ways, budget=seconds, sample=2e-3)
-    return Pair(timings["dense"], timings["sparse"])
+def _pair(runs: Mapping[str, Callable[[], Any]], seconds: float, given: Given) -> Pair:
+    timings = _times(runs, seconds, given)
+    return Pair(timings["dense"], timings["block_sparse"])
 
 
-def _main_output(output: Any) -> Tensor:
-    """Logits, or whatever else comes first."""
-    first = output[0] if not isinstance(output, Tensor) else output
-    assert isinstance(first, Tensor), f"a model that returns a {type(output).__name__}"
-    return first
+def _times(runs: Mapping[str, Callable[[], Any]], seconds: float, given: Given) -> dict[str, Timing]:
+    some = next(iter((*given.positional, *given.named.values())))
+    return time_in_turns(runs, budget=seconds, sample=2e-3, finish=lambda: wait_for(some))
+
+
+def main_output(output: Any) -> Tensor:
+    """Logits, or whatever tensor of floats comes first in what a model returns."""
+    found = next(_floats(output), None)
+    if found is None:
+        raise UsageError(
+            f"the model returns a {type(output).__name__} with no floating tensor in it: nothing to compare"
+        )
+    return found
+
+
+def _floats(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for part in output.values():
+            yield from _floats(part)
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from _floats(part)
 
 
 def _check_outputs(dense: Tensor, sparse: Tensor, where: str) -> float:
@@ -225,13 +303,15 @@ def _check_outputs(dense: Tensor, sparse: Tensor, where: str) -> float:
 
 def _weight_bytes(model: nn.Module) -> int:
     """Of all parameters and buffers in memory, block-sparse layers with what they hold besides."""
-    counted = {}
-    for module in model.modules():
-        if isinstance(module, BlockSparseLinear):
-            counted[id(module)] = module.weight_bytes + (0 if module.bias is None else module.bias.nbytes)
-        else:
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                counted[id(tensor)] = tensor.nbytes
+    layers = block_sparse_layers(model)
+    counted = {
+        id(layer): layer.weight_bytes + (0 if layer.bias is None else layer.bias.nbytes) for layer in layers.values()
+    }
+    for name, module in model.named_modules():
+        if name in layers or name.rpartition(".")[0] in layers:
+            continue
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            counted[id(tensor)] = tensor.nbytes
     return sum(counted.values())
 
 

@@ -1,8 +1,9 @@
-"""`sapp.load`: a checkpoint's weights in the user's own model, pruned Linear layers computed block-sparse."""
+"""`sapp.load`: a checkpoint's weights in the user's own model, pruned layers computed block-sparse."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,34 +20,54 @@ from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid
 from sapp_cli.inputs.models import dense_tensor
 from sapp_cli.layers import matrix_layout
+from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.linear import BlockSparseLinear
+from sapp_cli.runtime.names import Fit, fit
 
 Model = TypeVar("Model", bound=nn.Module)
 
 MOST_KEPT = 0.7
 """With a larger share of blocks kept, a dense layer is as fast and no larger."""
 LEAST_WEIGHTS = 1 << 14
-"""Of a smaller weight the calls cost more than the multiplications."""
+"""Of a smaller Linear the calls cost more than the multiplications."""
+LEAST_CONV_WEIGHTS = 1 << 10
+"""The same of a convolution, which uses each weight for many pixels."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def load(model: Model, path: str | Path, way: str | None = None) -> Model:
-    """The model, with the checkpoint's weights in it and `BlockSparseLinear` where a pruned layer gains by it.
+    """The model, with the checkpoint's weights in it and block-sparse layers where a pruned one gains by it.
 
     `path` is an output of `sapp prune`, its `sparse/`, or any other checkpoint, from which all layers stay dense. Replaced are
-    `torch.nn.Linear` and GPT-2's `Conv1D`; other pruned layers get their weights with the zeros in place. Parameters
-    keep the dtype and device that they have in the model. `way`: see `BlockSparseLinear`.
+    `torch.nn.Linear`, GPT-2's `Conv1D`, and convolutions of one group, by `BlockSparseConv`; other pruned layers get their
+    weights with the zeros in place. Parameters keep the dtype and device that they have in the model. `way`: see
+    `BlockSparseLinear`.
+
+    Names that the model's library changes on loading are followed. What a checkpoint of a bare model lacks, a head, stays
+    as it is in the model, with a warning.
 
     Raises CheckpointError for whatever is missing, damaged, or does not fit the model; the model is unchanged then.
     """
+    load_and_explain(model, path, way)
+    return model
+
+
+def load_and_explain(model: nn.Module, path: str | Path, way: str | None = None) -> dict[str, str]:
+    """Do what `load` does; {name of a layer: why it stays dense although it is pruned}."""
     checkpoint = _sparse_one(Path(path))
-    names = _map_names(checkpoint, model)
-    pruned = dict(_pruned_layers(checkpoint, model, names))
-    state = {known: _tensor(checkpoint, name) for name, known in names.items() if known not in pruned}
-    model.load_state_dict(state, strict=False)
-    for layer in pruned.values():
+    found = fit(checkpoint, model)
+    replaced, dense = {}, {}
+    for name, layer in _pruned_layers(checkpoint, model, found):
+        if isinstance(layer, str):
+            dense[name] = layer
+        else:
+            replaced[f"{name}.weight"] = layer
+    state = {known: _tensor(checkpoint, name) for name, known in found.names.items() if known not in replaced}
+    model.load_state_dict({**found.made, **state}, strict=False)
+    for layer in replaced.values():
         parent, _, attribute = layer.name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, layer.replacement(way))
-    return model
+    return dense
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,7 @@ class _PrunedLayer:
     dtype: str  # of the values, as safetensors call it
     bias: Tensor | None  # of the checkpoint
 
-    def replacement(self, way: str | None) -> BlockSparseLinear:
+    def replacement(self, way: str | None) -> BlockSparseLinear | BlockSparseConv:
         weight = self.module.weight
         assert isinstance(weight, Tensor), "found by its weight"
         values = self.sparse.values
@@ -68,8 +89,12 @@ class _PrunedLayer:
             values = DTYPES[self.dtype].to_float32(values)
         sparse = BlockSparseMatrix(values, self.sparse.crow, self.sparse.col)
         bias = None if self.bias is None else self.bias.to(weight.dtype)
-        layer = BlockSparseLinear.from_matrix(sparse, self.grid, bias, weight.dtype, way).to(weight.device)
-        return layer.train(self.module.training)
+        layer: BlockSparseLinear | BlockSparseConv
+        if isinstance(self.module, CONVOLUTIONS):
+            layer = BlockSparseConv.from_matrix(self.module, sparse, self.grid, bias, weight.dtype, way)
+        else:
+            layer = BlockSparseLinear.from_matrix(sparse, self.grid, bias, weight.dtype, way)
+        return layer.to(weight.device).train(self.module.training)
 
 
 def _sparse_one(path: Path) -> Checkpoint:
@@ -79,76 +104,71 @@ def _sparse_one(path: Path) -> Checkpoint:
     return open_checkpoint(path)
 
 
-def _map_names(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
-    """Checkpoint's name -> name in model.state_dict(); a prefix may come or go, gamma and beta be weight and bias."""
-    state = model.state_dict()
-    prefix = getattr(model, "base_model_prefix", "")
-    names: dict[str, str] = {}
-    problems = []
-    for name in (*checkpoint.dense_names(), *checkpoint.tied):
-        known = next((candidate for candidate in _candidates(name, prefix) if candidate in state), None)
-        if known is None:
-            continue  # a head that this model does not have
-        names[name] = known
-        if tuple(state[known].shape) != checkpoint.shape(name):
-            problems.append(f"'{name}' is {checkpoint.shape(name)}, the model wants {tuple(state[known].shape)}")
-    given = {_place(state[known]) for known in names.values()}
-    wanted = [name for name, tensor in state.items() if tensor.is_floating_point()]
-    problems += [f"the checkpoint has no '{name}'" for name in wanted if _place(state[name]) not in given]
-    if problems:
-        shown = [*problems[:8], *([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])]
-        raise CheckpointError(
-            f"{checkpoint.path} does not fit this {type(model).__name__}:\n" + "\n".join(f"  {text}" for text in shown)
-        )
-    return names
-
-
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Equal for the two names of a tied weight."""
-    return tensor.device, tensor.data_ptr() or id(tensor), tensor.shape
-
-
-def _candidates(name: str, prefix: str) -> list[str]:
-    found = [name]
-    if prefix:
-        found += [name.removeprefix(f"{prefix}."), f"{prefix}.{name}"]
-    head, _, last = name.rpartition(".")
-    renamed = {"gamma": "weight", "beta": "bias"}.get(last)
-    return found if renamed is None else found + _candidates(f"{head}.{renamed}", prefix)
-
-
-def _pruned_layers(
-    checkpoint: Checkpoint, model: nn.Module, names: dict[str, str]
-) -> Iterator[tuple[str, _PrunedLayer]]:
-    """(name of the weight in the model, what replaces its layer)."""
+def _pruned_layers(checkpoint: Checkpoint, model: nn.Module, found: Fit) -> Iterator[tuple[str, _PrunedLayer | str]]:
+    """(name, what replaces it or why nothing does) of each layer with a pruned weight."""
     blocks = _blocks(checkpoint)
     shared = _shared_weights(model)
-    stored_names = {known: name for name, known in reversed(names.items())}
+    stored_names = {known: name for name, known in reversed(list(found.names.items()))}
     for module_name, module in model.named_modules():
-        known = f"{module_name}.weight" if module_name else ""
+        known = f"{module_name}.weight" if module_name else "weight"
         stored = checkpoint.tied.get(stored_names.get(known, ""), stored_names.get(known, ""))
-        if stored not in blocks or id(module.weight) in shared or not replaceable(model, module_name):
+        if stored not in blocks:
+            continue
+        why = obstacle(model, module_name)
+        if why is None and id(module.weight) in shared:
+            why = "its weight has several names"
+        if why is not None:
+            yield module_name, why
             continue
         layout = matrix_layout(module, "weight")
-        assert layout is not None, "a Linear is a matrix"
+        assert layout is not None, "a Linear or a convolution is a matrix"
         grid = BlockGrid(layout.matrix, blocks[stored])
         if stored in checkpoint.block_sparse:
             sparse = checkpoint.matrix(stored)
         else:
             sparse = encode(to_matrix(checkpoint.dense_array(stored), layout), grid, DTYPES[checkpoint.dtype(stored)])
-        if len(sparse.col) > MOST_KEPT * grid.count or layout.matrix[0] * layout.matrix[1] < LEAST_WEIGHTS:
+        why = too_little_to_gain(module, len(sparse.col), grid)
+        if why is not None:
+            yield module_name, why
             continue
-        bias_name = stored_names.get(f"{module_name}.bias")
-        bias = None if bias_name is None else _tensor(checkpoint, bias_name)
-        yield known, _PrunedLayer(module_name, module, sparse, grid, checkpoint.dtype(stored), bias)
+        bias = _bias(checkpoint, found, stored_names.get(f"{module_name}.bias"), module_name, module)
+        yield module_name, _PrunedLayer(module_name, module, sparse, grid, checkpoint.dtype(stored), bias)
 
 
-def replaceable(model: nn.Module, name: str) -> bool:
-    """True for a Linear or Conv1D inside the model, and nothing derived from them, which may compute something else."""
-    if not name or isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
-        return False  # such a layer hands the weights of its parts to one fused operator
+def _bias(checkpoint: Checkpoint, found: Fit, stored: str | None, name: str, module: nn.Module) -> Tensor | None:
+    """As the checkpoint has it, as the library made it of the checkpoint, or, where that lacks it, the model's own."""
+    if stored is not None:
+        return _tensor(checkpoint, stored)
+    bias = found.made.get(f"{name}.bias", module.bias)
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def obstacle(model: nn.Module, name: str) -> str | None:
+    """Why this module cannot be replaced whatever its weight; None for those that can: Linear, Conv1D, convolutions.
+
+    Classes derived from them may compute something else.
+    """
     module = model.get_submodule(name)
-    return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+    if not name:
+        return "it is the model itself"
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
+        return "its TransformerEncoderLayer hands weights to one fused operator"
+    if type(module) in CONVOLUTIONS:
+        groups = module.groups
+        return None if groups == 1 else f"it is a convolution of {groups} groups"
+    if type(module) is nn.Linear or type(module).__name__ == "Conv1D":
+        return None
+    return f"it is of the class {type(module).__name__}"
+
+
+def too_little_to_gain(module: nn.Module, kept: int, grid: BlockGrid) -> str | None:
+    """Why a weight with so many kept blocks had better stay dense; None if it may gain."""
+    weights, least = math.prod(grid.matrix), LEAST_CONV_WEIGHTS if isinstance(module, CONVOLUTIONS) else LEAST_WEIGHTS
+    if weights < least:
+        return f"it has {weights:,} weights only"
+    if kept > MOST_KEPT * grid.count:
+        return f"it keeps {kept:,} of {grid.count:,} blocks"
+    return None
 
 
 def _shared_weights(model: nn.Module) -> set[int]:

@@ -27,17 +27,22 @@ class Machine:
     torch: str
     system: str
     date: str
+    gpu: str | None = None
+    """That the model ran on; None where that was the CPU."""
 
     @property
     def text(self) -> str:
         """One line."""
+        on = f"{self.gpu}; " if self.gpu else ""
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return (
-            f"{self.cpu}, {self.cores} cores, {self.threads} threads, kernels for {self.instructions}, torch {self.torch}, "
+            f"{on}{self.cpu}, {self.cores} cores, {threads}, kernels for {self.instructions}, torch {self.torch}, "
             f"{self.system}, {self.date}"
         )
 
 
-def this_machine() -> Machine:
+def this_machine(device: torch.device | None = None) -> Machine:
+    """The one this runs on; with the GPU where `device` is one."""
     instructions = "none"
     if kernels_work():
         from sapp_cli.runtime.isa import host_isas
@@ -52,6 +57,7 @@ def this_machine() -> Machine:
         torch=torch.__version__,
         system=f"{platform.system()} {platform.machine()}",
         date=datetime.now(timezone.utc).date().isoformat(),
+        gpu=torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
     )
 
 

@@ -1,0 +1,211 @@
+"""`BlockSparseConv`: an ordinary module in the place of a `torch.nn.Conv1d`, 2d or 3d whose weight is block-sparse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix
+from sapp_cli.grid import BlockGrid
+from sapp_cli.runtime.conv_choice import CONV_WAYS, ConvChoice
+from sapp_cli.runtime.conv_geometry import Conv, ConvGeometry
+from sapp_cli.runtime.conv_operators import block_sparse_conv, registered
+from sapp_cli.runtime.conv_products import ConvProducts, conv_weight
+from sapp_cli.runtime.linear import BlockSparseLinear
+from sapp_cli.runtime.products import Products
+
+
+class BlockSparseConv(nn.Module):
+    """y of a convolution of one group, its weight given by its kept blocks; for inference, the weights are frozen.
+
+    `matrix` holds the weight: the block-sparse (C_out, kernel…·C) of the layout `conv`, channels fastest, and the bias.
+    Stride, padding in every mode, dilation as of the dense layer; x (N, C, …), or (C, …) of one image.
+
+    A forward pass takes the fastest of several ways, measured at the first input of a size and memory format (`choices`
+    says which and why); set `way` to one of "kernel", "torch", "dense", "channels-last", "onednn" to have always the same.
+    Outputs of block-sparse ways lie in memory channels-last, as those of a model in `torch.channels_last`, whatever
+    x does; with `keep_format` they lie as x does, at the cost of a copy. Gradients reach x.
+    """
+
+    matrix: BlockSparseLinear
+    _products: dict[torch.dtype, tuple[Products, ConvProducts]]
+
+    def __init__(
+        self, geometry: ConvGeometry, matrix: BlockSparseLinear, way: str | None = None, keep_format: bool = False
+    ) -> None:
+        """`matrix`: its columns are those of the geometry; its own `way` does not count."""
+        super().__init__()
+        if matrix.in_features != geometry.columns:
+            raise ValueError(f"a weight of {matrix.in_features} columns for a convolution of {geometry.columns}")
+        self.geometry = geometry
+        self.matrix = matrix
+        self.way = way
+        self.keep_format = keep_format
+        self._begin()
+
+    @classmethod
+    def from_dense(cls, conv: Conv, block: tuple[int, int], way: str | None = None) -> BlockSparseConv:
+        """The blocks of the layer's weight that have something nonzero in them."""
+        matrix = conv.weight.detach().movedim(1, -1).flatten(1)
+        return cls(geometry_of(conv), BlockSparseLinear.from_weight(matrix, conv.bias, block), way)
+
+    @classmethod
+    def from_matrix(
+        cls,
+        conv: Conv,
+        sparse: BlockSparseMatrix,
+        grid: BlockGrid,
+        bias: Tensor | None,
+        dtype: torch.dtype = torch.float32,
+        way: str | None = None,
+    ) -> BlockSparseConv:
+        """In the place of `conv`, with the weight `sparse` (float values, which become ones of `dtype`) instead of its own."""
+        return cls(geometry_of(conv), BlockSparseLinear.from_matrix(sparse, grid, bias, dtype), way)
+
+    @property
+    def in_channels(self) -> int:
+        return self.geometry.channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.matrix.out_features
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return self.geometry.kernel
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> tuple[int, ...] | str:
+        """Pixels on both sides of each axis; "same" where they differ."""
+        pads = self.geometry.padding
+        return "same" if any(before != after for before, after in pads) else tuple(before for before, _ in pads)
+
+    @property
+    def padding_mode(self) -> str:
+        return self.geometry.padding_mode
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        return self.geometry.dilation
+
+    @property
+    def groups(self) -> int:
+        return 1
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.matrix.bias
+
+    @property
+    def grid(self) -> BlockGrid:
+        """Of the weight as a matrix."""
+        return self.matrix.grid
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight (C_out, C, kernel…), made when it is asked for."""
+        return conv_weight(self.matrix.weight, self.geometry)
+
+    @property
+    def choices(self) -> list[ConvChoice]:
+        """What was chosen so far, for each kind of input, and the times that say why."""
+        return [choice for _, products in self._products.values() for choice in products.choices.values()]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight in memory, with what the chosen ways hold besides."""
+        return sum(products.bytes for _, products in self._products.values()) or self.matrix.weight_bytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        batch = self._batch(x)
+        if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
+            y: Tensor = block_sparse_conv(batch, self._number)
+        else:
+            y = self.convolve(batch)
+        return y if batch is x else y.squeeze(0)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The forward pass of x (N, C, …) without autocast and gradients."""
+        return self.products(x.dtype)(x)
+
+    def products(self, dtype: torch.dtype) -> ConvProducts:
+        """The ways to convolve x of this dtype with the weights as they are now."""
+        matrix = self.matrix
+        # As long as these are the same ones, nothing has changed: indices are checked, values are current.
+        current = matrix.products(dtype)
+        known = self._products.get(dtype)
+        if known is not None and known[0] is current:
+            return known[1]
+        self._check_way()
+        found = ConvProducts(
+            self.geometry,
+            matrix.grid,
+            matrix.values,
+            matrix.crow,
+            matrix.col,
+            matrix.bias,
+            dtype,
+            self.way,
+            self.keep_format,
+        )
+        self._products[dtype] = current, found
+        return found
+
+    def extra_repr(self) -> str:
+        geometry = self.geometry
+        shown = f"{geometry.channels}, {self.out_channels}, kernel_size={geometry.kernel}, stride={geometry.stride}"
+        if geometry.padded:
+            shown += f", padding={self.padding}"
+            shown += "" if geometry.padding_mode == "zeros" else f", padding_mode={geometry.padding_mode}"
+        return shown if set(geometry.dilation) == {1} else f"{shown}, dilation={geometry.dilation}"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("way", "keep_format"):
+            self._products = {}
+
+    def _begin(self) -> None:
+        """What is not saved with the module."""
+        self._products = {}
+        self._number = registered(self)
+        self._check_way()
+
+    def _check_way(self) -> None:
+        if self.way is not None and self.way not in CONV_WAYS:
+            raise ValueError(f"'{self.way}' is not a way to convolve; there are {', '.join(CONV_WAYS)}")
+
+    def _batch(self, x: Tensor) -> Tensor:
+        """With N, also where x is one image without it."""
+        geometry = self.geometry
+        batch = x.unsqueeze(0) if x.dim() == geometry.axes + 1 else x
+        if batch.dim() != geometry.axes + 2 or batch.shape[1] != geometry.channels:
+            raise ValueError(
+                f"x is {tuple(x.shape)}; it must be (images, {geometry.channels} channels, {geometry.axes} spatial axes)"
+            )
+        return batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what this process has prepared."""
+        state = self.__dict__.copy()
+        for name in ("_products", "_number"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._begin()
+
+
+def geometry_of(conv: Conv) -> ConvGeometry:
+    """Raises ValueError for a convolution of several groups."""
+    if conv.groups != 1:
+        raise ValueError(f"a convolution of {conv.groups} groups has no one matrix")
+    return ConvGeometry.of(conv)

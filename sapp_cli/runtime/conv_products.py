@@ -1,0 +1,278 @@
+"""The ways a convolution can compute with one state of its weights, and which of them it takes.
+
+Block-sparse: a 1×1 convolution is the product of a Linear over pixels; any other one is that product over its windows, copied
+together a slab at a time. Dense: as the model computed it, with the weight in channels-last memory, or packed for oneDNN.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sapp_cli.grid import BlockGrid
+from sapp_cli.runtime.choice import DENSE, ONEDNN, PLAIN, Way
+from sapp_cli.runtime.conv_choice import (
+    CPU_CONV_WAYS,
+    GPU_CONV_WAYS,
+    SPARSE_WAYS,
+    ConvChoice,
+    choose_conv,
+    conv_bucket_of,
+)
+from sapp_cli.runtime.conv_geometry import ConvGeometry, Windows, channels_last
+from sapp_cli.runtime.plain import dense_weight
+from sapp_cli.runtime.products import Products
+
+MOST_SEEN = 256
+"""Sizes of x that are remembered."""
+SLAB_BYTES = 4 << 20
+"""Of copied windows, for each thread: larger ones are no faster, smaller ones slower."""
+LEAST_SLAB_ROWS = 96
+"""Windows that are multiplied at a time even where they take more memory than that: two panels of a kernel."""
+CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
+MEMORY_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+_MEASURED: dict[tuple[object, ...], ConvChoice] = {}
+"""Choices of convolutions that are alike."""
+
+
+class ConvProducts:
+    """x (N, C, …) -> y (N, C_out, O…) for weights that do not change any more; ways are prepared when they are first needed."""
+
+    def __init__(
+        self,
+        geometry: ConvGeometry,
+        grid: BlockGrid,
+        values: Tensor,
+        crow: Tensor,
+        col: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        way: str | None,
+        keep_format: bool,
+    ) -> None:
+        """Of checked indices; `way` None: the fastest one. `keep_format`: y lies in memory as x does."""
+        self._geometry, self._grid = geometry, grid
+        self._values, self._crow, self._col = values.detach().to(dtype), crow.clone(), col.clone()
+        self._bias = None if bias is None else bias.detach().to(dtype)
+        self._way, self._keep_format = way, keep_format
+        self._prepared: dict[tuple[str, int], _Ready] = {}
+        self._current: dict[tuple[int, bool, int], Way] = {}
+        self._seen: dict[tuple[object, ...], Way] = {}  # sizes of x, so that a known one costs no time
+        self.choices: dict[tuple[int, bool, int], ConvChoice] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        seen = x.shape, x.stride(), torch.get_num_threads()
+        way = self._seen.get(seen)
+        if way is None:
+            if len(self._seen) >= MOST_SEEN:
+                self._seen.clear()
+            way = self._seen[seen] = self._find(x)
+        return way(x)
+
+    def _find(self, x: Tensor) -> Way:
+        """The way for inputs of this size, layout and number of threads."""
+        size = self._geometry.output_size(tuple(x.shape[2:]))
+        outputs = len(x) * math.prod(size)
+        if outputs == 0:
+            return lambda x: x.new_empty(len(x), self._grid.matrix[0], *size)
+        key = conv_bucket_of(outputs), is_channels_last(x), torch.get_num_threads()
+        return self._current.get(key) or self._decide(key, x)
+
+    @property
+    def bytes(self) -> int:
+        """Of the block-sparse weight, and of the copies of it that the ways in use need."""
+        own = self._values.nbytes + self._crow.nbytes + self._col.nbytes
+        return own + sum(way.bytes for way in self._prepared.values())
+
+    def _decide(self, key: tuple[int, bool, int], x: Tensor) -> Way:
+        bucket = key[0]
+        names = [self._way] if self._way else CPU_CONV_WAYS if self._values.is_cpu else GPU_CONV_WAYS
+        kept = round(len(self._values) / max(1, self._grid.count), 2)
+        weights = self._grid, kept, self._values.dtype, self._values.device, self._bias is None
+        alike = (self._geometry, weights, self._keep_format, key, tuple(names))
+        known = _MEASURED.get(alike)
+        if known is None:
+            ways = {name: way.run for name, way in self._possible(names, bucket, x)}
+            if not ways:
+                what = f"{self._values.dtype} on {self._values.device}"
+                raise ValueError(f"the way '{self._way}' is not possible for {what} here; leave it out")
+            known = _MEASURED[alike] = choose_conv(ways, x, key)
+        self.choices[key] = known
+        way = self._prepare(known.way, bucket, x)
+        assert way is not None, f"{known.way} was chosen and is not possible"
+        self._current[key] = way.run
+        # What lost is not kept: a dense weight would cost the memory that pruning saved.
+        in_use = {(choice.way, _slot(choice.way, choice.bucket)) for choice in self.choices.values()}
+        self._prepared = {place: ready for place, ready in self._prepared.items() if place in in_use}
+        return way.run
+
+    def _possible(self, names: Sequence[str], bucket: int, x: Tensor) -> Iterator[tuple[str, _Ready]]:
+        """Those of the ways that there are here; plain torch only where there is no kernel: measuring takes its time, too."""
+        has_kernel = False
+        for name in names:
+            way = None if name == PLAIN and has_kernel else self._prepare(name, bucket, x)
+            if way is not None:
+                has_kernel |= name in SPARSE_WAYS
+                yield name, way
+
+    def _prepare(self, name: str, bucket: int, x: Tensor) -> _Ready | None:
+        """The way, ready to be called; None where this torch or this dtype does not have it."""
+        place = name, _slot(name, bucket)
+        found = self._prepared.get(place)
+        if found is None:
+            found = self._make(name, x)
+            if found is not None:
+                self._prepared[place] = found
+        return found
+
+    def _make(self, name: str, x: Tensor) -> _Ready | None:
+        made = self._block_sparse(name, x) if name in SPARSE_WAYS else self._dense(name, x)
+        if made is None or not self._keep_format:
+            return made
+        run = made.run
+        return replace(made, run=lambda x: run(x).contiguous() if x.is_contiguous() else run(x))
+
+    def _block_sparse(self, name: str, x: Tensor) -> _Ready | None:
+        grid, col, windows = self._grid, self._col, None
+        if not self._geometry.pointwise:
+            windows = Windows(self._geometry, grid, col.cpu().numpy())
+            grid = replace(grid, matrix=(grid.matrix[0], windows.width))
+            col = torch.from_numpy(windows.columns).to(col.device)
+        product = Products(self._values, self._crow, col, self._bias, grid, self._values.dtype, name)
+        try:
+            product(x.new_zeros(1, grid.matrix[1]))
+        except ValueError:  # no such way for this dtype or device
+            return None
+        return _Ready(_BlockSparse(self._geometry, product, windows), product.bytes - self._values.nbytes)
+
+    def _dense(self, name: str, x: Tensor) -> _Ready | None:
+        geometry, bias = self._geometry, self._bias
+        weight = conv_weight(dense_weight(self._values, self._crow, self._col, self._grid), geometry)
+        if name == ONEDNN:
+            return _packed(weight.contiguous(), bias, geometry, x)
+        memory_format = torch.contiguous_format if name == DENSE else MEMORY_FORMATS.get(geometry.axes)
+        if memory_format is None:
+            return None
+        weight = weight.contiguous(memory_format=memory_format)
+        return _Ready(dense_convolution(weight, bias, geometry), weight.nbytes)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A way that can be called."""
+
+    run: Way
+    bytes: int
+    """That it holds besides the block-sparse weight."""
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """True if the channels of a pixel lie together, and the pixels one after the other."""
+    return x.movedim(1, -1).is_contiguous()
+
+
+def conv_weight(matrix: Tensor, geometry: ConvGeometry) -> Tensor:
+    """The weight (C_out, C, kernel…) of the matrix (C_out, kernel…·C), a view."""
+    return matrix.view(len(matrix), *geometry.kernel, geometry.channels).movedim(-1, 1)
+
+
+def dense_convolution(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Way:
+    """What the dense layer computes."""
+    convolution, stride, dilation = CONVOLUTIONS[geometry.axes - 1], geometry.stride, geometry.dilation
+    padding = geometry.even_padding
+    if padding is not None:
+        return lambda x: convolution(x, weight, bias, stride, padding, dilation)
+    return lambda x: convolution(geometry.pad(x), weight, bias, stride, 0, dilation)
+
+
+class _BlockSparse:
+    """The product over pixels or windows; y is channels-last."""
+
+    def __init__(self, geometry: ConvGeometry, product: Products, windows: Windows | None) -> None:
+        self._geometry, self._product, self._windows = geometry, product, windows
+
+    def __call__(self, x: Tensor) -> Tensor:
+        size = self._geometry.output_size(tuple(x.shape[2:]))
+        y = self._from_windows(x, self._windows, size) if self._windows else self._from_pixels(x)  # (N·O…, C_out)
+        return y.view(len(x), *size, y.shape[-1]).movedim(-1, 1)
+
+    def _from_pixels(self, x: Tensor) -> Tensor:
+        if set(self._geometry.stride) != {1}:
+            steps = (1, 1, *self._geometry.stride)
+            x = x[tuple(slice(None, None, step) for step in steps)]
+        return self._product(channels_last(x).view(-1, x.shape[1]))
+
+    def _from_windows(self, x: Tensor, windows: Windows, size: tuple[int, ...]) -> Tensor:
+        pixels, width, total = self._geometry.pixels(x), windows.width, len(x) * math.prod(size)
+        budget = SLAB_BYTES * torch.get_num_threads() // (width * x.element_size())
+        most_rows = max(LEAST_SLAB_ROWS, budget)
+        y: Tensor | None = None
+        for first, rows, views in windows.slabs(pixels, most_rows):
+            slab = _SCRATCH.get(min(most_rows, total) * width, x)[: rows * width].view(rows, width)
+            for piece, view in views:
+                slab.view(*view.shape[:-1], width)[..., piece.place : piece.place + piece.width].copy_(view)
+            found = self._product(slab)
+            if rows == total:
+                return found
+            if y is None:
+                y = found.new_empty(total, found.shape[-1])
+            y[first : first + rows] = found
+        assert y is not None, "no x without pixels comes here"
+        return y
+
+
+def _packed(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, x: Tensor) -> _Ready | None:
+    """The dense convolution with its weight packed for oneDNN; None where there is none."""
+    padding = geometry.even_padding
+    if (
+        geometry.axes == 1
+        or padding is None
+        or not weight.is_cpu
+        or weight.dtype not in (torch.float32, torch.bfloat16)
+        or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    ):
+        return None
+    try:
+        # What torch's own compiler uses for frozen weights; it has no other name.
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, padding, geometry.stride, geometry.dilation, 1, list(x.shape)
+        )
+        convolution = torch.ops.mkldnn._convolution_pointwise
+        settings: tuple[Any, ...] = padding, geometry.stride, geometry.dilation, 1, "none", [], ""
+        convolution(x, packed, bias, *settings)
+    except (AttributeError, RuntimeError):
+        return None
+    return _Ready(lambda x: convolution(x, packed, bias, *settings), weight.nbytes)
+
+
+def _slot(name: str, bucket: int) -> int:
+    """OneDNN packs for a size of x; the other ways are one for all."""
+    return bucket if name == ONEDNN else -1
+
+
+class _Scratch(threading.local):
+    """Memory for slabs on the CPU, kept between calls: fresh pages cost as much as filling them."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def get(self, count: int, like: Tensor) -> Tensor:
+        """(count,) of the dtype and device of `like`, with anything in it."""
+        if not like.is_cpu:
+            return like.new_empty(count)
+        size = count * like.element_size()
+        if self._bytes.numel() < size:
+            with torch.inference_mode(False):  # else it could not be written to outside of it
+                self._bytes = torch.empty(size, dtype=torch.uint8)
+        return self._bytes[:size].view(like.dtype)
+
+
+_SCRATCH = _Scratch()
