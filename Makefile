@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 ENCODER := runs/minilm
 
-.PHONY: demo test check fix setup sentences encoder fuzz bench bench-reading clean
+.PHONY: demo test check fix setup docs release-check sentences encoder fuzz bench bench-sparse-phases bench-cuda bench-reading bench-training clean
 
 setup: $(READY)
 
@@ -39,6 +39,14 @@ fix: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documentation as a site, in site/; a warning fails it.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
+# Wheel and source archive into dist/, and the wheel tried out in an environment of its own.
+release-check: $(READY)
+	$(BIN)/python scripts/check_release.py --out dist
+
 # A real pretrained encoder and plain English sentences to distil it on.
 sentences: $(READY)
 	$(BIN)/python scripts/build_sentences.py --out runs/sentences
@@ -54,6 +62,19 @@ fuzz: $(READY)
 # The block-sparse kernels against every other way, 70 to 99 %; nothing else should run meanwhile.
 bench: $(READY)
 	$(BIN)/python scripts/bench_kernels.py --out runs/kernels.json
+
+# The same on a GPU, against dense and against torch's own kernel; `scripts/bench_kernels_cuda.py --quick` is the short form.
+bench-cuda: $(READY)
+	$(BIN)/python scripts/bench_kernels_cuda.py --out runs/kernels-cuda.json
+
+# What the masks cost in training, against the same steps of plain networks; nothing else should run meanwhile.
+bench-training: $(READY)
+	$(BIN)/python -m scripts.bench_training --out runs/training.json
+
+# Full steps of a sparse phase on kept blocks, masked and dense; nothing else should run meanwhile.
+bench-sparse-phases: $(READY)
+	$(BIN)/python scripts/bench_sparse_phases.py --threads 1 --out runs/sparse-phases-1.json
+	$(BIN)/python scripts/bench_sparse_phases.py --threads 2 --out runs/sparse-phases-2.json
 
 # Reading speed and memory of `sapp report` on a synthetic checkpoint of 4 GB.
 bench-reading: $(READY)

@@ -113,12 +113,36 @@ def parse_size(text: str) -> int:
     return size
 
 
+def require_folder(path: Path) -> None:
+    """UsageError where the folder of a file to be written is not there: told before the work, not after it."""
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it first, or give another place")
+
+
+OUT_OF_SPACE = {
+    errno.ENOSPC: "the disk is full; free some space, or give another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space, or give another folder",
+    errno.EFBIG: "a file there may not become that large; raise the limit (ulimit -f), or give another folder",
+}
+"""What only writing ends in, with what to do."""
+
+
+@contextmanager
+def space_errors(folder: Path) -> Iterator[None]:
+    """ResourceError where the disk of `folder` takes no more; every other OSError of the block passes as it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OUT_OF_SPACE:
+            raise
+        raise ResourceError(f"{folder}: {OUT_OF_SPACE[error.errno]}") from error
+
+
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
     """ResourceError, with the folder and what to do, in place of an OSError of the writing inside."""
     advice = {
-        errno.ENOSPC: "the disk is full; free some space, or give another folder",
-        errno.EDQUOT: "the disk quota is used up; free some space, or give another folder",
+        **OUT_OF_SPACE,
         errno.EROFS: "the disk is mounted read-only; give another folder",
         errno.EACCES: "no permission to write there; give another folder",
         errno.EPERM: "no permission to write there; give another folder",

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sapp_cli.cli.options import JsonOption
+from sapp_cli.cli.options import JsonOption, QuietOption, VerboseOption
+
+if TYPE_CHECKING:
+    from sapp_cli.report.gates import Gate
 
 GATES = "Gates"
 SIGNS = {"met": "ok", "not met": "FAIL", "does not apply": "n/a"}
+STYLES = {"met": "", "not met": "bold red", "does not apply": "dim"}
 
 
 class Weights(str, Enum):
@@ -41,6 +46,7 @@ def check(
         Weights,
         typer.Option(
             "--of",
+            metavar="prunable|pruned|model",
             help="For --min-sparsity: zeros in all prunable weights, those left dense included; removed blocks of the "
             "pruned layers; or zeros in the whole model.",
             rich_help_panel=GATES,
@@ -74,6 +80,8 @@ def check(
         ),
     ] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Hold a checkpoint against limits and against its own records; exit with 3 where a gate is not met.
 
@@ -92,14 +100,35 @@ def check(
         raise typer.BadParameter("means nothing without --max-drop", param_hint="--metric")
 
     from sapp_cli.checkpoint.write import parse_size
+    from sapp_cli.cli.notes import describe
     from sapp_cli.report.check import Limits
     from sapp_cli.report.check import check as run_gates
 
     size = parse_size(max_size) if max_size is not None else None
+    describe(path, quiet, verbose)
     result = run_gates(path, Limits(min_sparsity, of.value, size, max_drop, metric))
     if as_json:
         print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:
-        for gate in result.gates:
-            print(f"{SIGNS[gate.outcome]:<5} {gate.name:<14} {gate.text}")
+        _print(result.gates)
     result.raise_if_failed()
+
+
+def _print(gates: Iterable[Gate]) -> None:
+    """A line for each; in a terminal the text wraps at words, in a column of its own."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from sapp_cli.cli.tables import stdout
+
+    console = stdout()
+    table = Table.grid(padding=(0, 1))
+    for width in (5, 14):
+        table.add_column(min_width=width, no_wrap=True)
+    for gate in gates:
+        if console.is_terminal:
+            table.add_row(SIGNS[gate.outcome], gate.name, Text(gate.text), style=STYLES[gate.outcome])
+        else:
+            print(f"{SIGNS[gate.outcome]:<5} {gate.name:<14} {gate.text}")
+    if console.is_terminal:
+        console.print(table)

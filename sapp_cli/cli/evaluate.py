@@ -13,8 +13,10 @@ from sapp_cli.cli.options import (
     DeviceOption,
     JsonOption,
     PrecisionOption,
+    QuietOption,
     RecipeOption,
     SetOption,
+    VerboseOption,
     read_recipe,
 )
 
@@ -25,13 +27,18 @@ def evaluate(
     teacher: Annotated[
         Path | None,
         typer.Option(
-            "--teacher", help="Dense checkpoint to compare with, where the objective does so.", show_default=False
+            "--teacher",
+            metavar="CHECKPOINT",
+            help="Dense checkpoint to compare with, where the objective does so.",
+            show_default=False,
         ),
     ] = None,
     sets: SetOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Compute the recipe's metrics on its validation data, for a dense or a block-sparse checkpoint.
 
@@ -43,8 +50,10 @@ def evaluate(
     loaded = read_recipe(recipe, sets, flags)
 
     from sapp_cli import pipeline
+    from sapp_cli.cli.notes import describe
     from sapp_cli.cli.tables import print_metrics, stdout
 
+    describe(checkpoint, quiet, verbose)
     metrics = pipeline.evaluate_checkpoint(loaded, checkpoint, teacher)
     if metrics is None:
         return  # one of several processes; the main one tells

@@ -8,15 +8,17 @@ from typing import Annotated
 
 import typer
 
-from sapp_cli.cli.options import OUTPUT, JsonOption, LayoutName
+from sapp_cli.cli.options import LAYOUTS, OUTPUT, JsonOption, LayoutName, QuietOption, VerboseOption
 
 
 def export(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="Any checkpoint, an output of sapp or not.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.", show_default=False)],
-    layout: Annotated[LayoutName, typer.Option("--layout", help="Which weight files to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to make.", show_default=False)],
+    layout: Annotated[
+        LayoutName, typer.Option("--layout", metavar=LAYOUTS, help="Which weight files to write.", show_default=False)
+    ],
     block_size: Annotated[
         str | None,
         typer.Option(
@@ -38,6 +40,8 @@ def export(
         bool, typer.Option("--overwrite", help="Replace an output of sapp that is there.", rich_help_panel=OUTPUT)
     ] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Write a checkpoint again in another layout, without training: dense, block-sparse (bsr) or both.
 
@@ -49,12 +53,14 @@ def export(
     sapp export pruned.safetensors -o out --layout both --block-size 32
     """
     from sapp_cli.checkpoint.write import parse_size
+    from sapp_cli.cli.notes import describe
     from sapp_cli.cli.report import block_shape
     from sapp_cli.exporting import export as write_layout
     from sapp_cli.report.wording import size_text, times_smaller
 
     block = block_shape(block_size)
     shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+    describe(path, quiet, verbose)
     result = write_layout(path, out, layout.value, block, shard_bytes, overwrite)
     if as_json:
         print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))

@@ -1,11 +1,34 @@
-"""Help texts as they were written: examples keep their lines."""
+"""Help texts as they were written: examples keep their lines, flags show no type."""
 
 from __future__ import annotations
 
 import inspect
 import re
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class Verb(TyperCommand):
+    """A command whose flags take no value, and say none."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_type(super().get_params(ctx))
+
+
+class Verbs(TyperGroup):
+    """The same of a group of commands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_type(super().get_params(ctx))
+
+
+def _without_type(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
 
 
 def keep_examples(app: typer.Typer) -> None:
@@ -13,11 +36,13 @@ def keep_examples(app: typer.Typer) -> None:
 
     The backspace on a line by itself is click's sign for that. In the list of verbs stands the first clause.
     """
+    app.info.cls = Verbs
     for command in app.registered_commands:
         assert command.callback is not None  # a verb is registered with its function
         paragraphs = inspect.cleandoc(command.callback.__doc__ or "").split("\n\n")
         command.help = "\n\n".join(text if text.startswith("\b") else " ".join(text.split()) for text in paragraphs)
-        command.short_help = re.split(r"[:,.]", paragraphs[0])[0]
+        command.short_help = re.split(r"[:;.]", " ".join(paragraphs[0].split()))[0]
+        command.cls = Verb
     for group in app.registered_groups:
         if group.typer_instance is not None:
             keep_examples(group.typer_instance)

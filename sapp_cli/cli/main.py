@@ -11,9 +11,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from sapp_cli._version import __version__
-from sapp_cli.cli import bench, check, evaluate, export, plan, prune, recipes, report
+from sapp_cli.cli import bench, check, compare, evaluate, export, plan, prune, recipes, report
 from sapp_cli.cli.help import keep_examples
 from sapp_cli.errors import Interrupted, SappError
+
+PRUNE = "Prune, with a recipe"
+JUDGE = "Look at any checkpoint"
 
 app = typer.Typer(
     name="sapp",
@@ -23,14 +26,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prune")(prune.prune)
-app.command("plan")(plan.plan)
-app.command("report")(report.report)
-app.command("check")(check.check)
-app.command("bench")(bench.bench)
-app.command("export")(export.export)
-app.command("eval")(evaluate.evaluate)
-app.add_typer(recipes.app, name="recipes")
+app.command("plan", rich_help_panel=PRUNE)(plan.plan)
+app.command("prune", rich_help_panel=PRUNE)(prune.prune)
+app.command("eval", rich_help_panel=PRUNE)(evaluate.evaluate)
+app.command("compare", rich_help_panel=PRUNE)(compare.compare)
+app.command("report", rich_help_panel=JUDGE)(report.report)
+app.command("check", rich_help_panel=JUDGE)(check.check)
+app.command("bench", rich_help_panel=JUDGE)(bench.bench)
+app.command("export", rich_help_panel=JUDGE)(export.export)
+app.add_typer(recipes.app, name="recipes", rich_help_panel=PRUNE)
 keep_examples(app)
 
 
@@ -91,12 +95,16 @@ def _shown_by_typer(error: Exception) -> int | None:
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if not callable(show) or not isinstance(code, int):
         return None
+    message = getattr(error, "message", None)
+    if isinstance(message, str):  # pydantic's words, which newer versions of typer pass on
+        error.message = message.replace("Value error, ", "")  # type: ignore[attr-defined]
     show()
     return code
 
 
 def _interrupted(number: int) -> int:
-    print("sapp: interrupted; nothing was written", file=sys.stderr)
+    after_echo = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C into the line
+    print(f"{after_echo}sapp: interrupted; nothing was written", file=sys.stderr)
     return 128 + number
 
 

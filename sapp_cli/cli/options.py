@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sapp_cli.cli.completion import complete_key, complete_recipe
+
 if TYPE_CHECKING:
     from sapp_cli.recipe.load import LoadedRecipe
 
 SETTINGS = "Settings (they win over the recipe)"
 OUTPUT = "Output"
+LAYOUTS = "both|dense|bsr"
 
 
 class MethodName(str, Enum):
@@ -60,7 +65,12 @@ CheckpointArgument = Annotated[
 RecipeOption = Annotated[
     str,
     typer.Option(
-        "--recipe", "-r", help="Recipe file, or the name of a shipped one (`sapp recipes ls`).", show_default=False
+        "--recipe",
+        "-r",
+        metavar="RECIPE",
+        help="Recipe file, or the name of a shipped one (`sapp recipes ls`).",
+        show_default=False,
+        autocompletion=complete_recipe,
     ),
 ]
 SetOption = Annotated[
@@ -70,6 +80,7 @@ SetOption = Annotated[
         metavar="KEY=VALUE",
         help="Set any recipe key, e.g. optimizer.lr=1e-3; repeatable.",
         rich_help_panel=SETTINGS,
+        autocompletion=complete_key,
     ),
 ]
 BlockSizeOption = Annotated[
@@ -84,29 +95,65 @@ BlockSizeOption = Annotated[
 SparsityOption = Annotated[
     float | None,
     typer.Option(
-        "--sparsity", help="Share of the blocks of each pruned layer to remove, e.g. 0.9.", rich_help_panel=SETTINGS
+        "--sparsity",
+        metavar="SHARE",
+        help="Share of the blocks of each pruned layer to remove, e.g. 0.9.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+TargetSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target-size",
+        metavar="SIZE",
+        help="Least sparsity that makes the block-sparse file at most this large, e.g. 20MB.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+TargetSpeedupOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-speedup",
+        metavar="FACTOR",
+        min=1.0,
+        help="Least sparsity that should make the model so many times faster here, by timing its layers.",
+        rich_help_panel=SETTINGS,
     ),
 ]
 MethodOption = Annotated[
-    MethodName | None,
+    str | None,
     typer.Option(
         "--method",
         metavar="NAME",
         help=f"Pruning method: {', '.join(method.value for method in MethodName)}.",
         rich_help_panel=SETTINGS,
+        autocompletion=lambda incomplete: [
+            method.value for method in MethodName if method.value.startswith(incomplete)
+        ],
     ),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", help="Optimizer steps of the run.", rich_help_panel=SETTINGS)
+    int | None, typer.Option("--steps", metavar="N", help="Optimizer steps of the run.", rich_help_panel=SETTINGS)
 ]
 EpochsOption = Annotated[
-    float | None, typer.Option("--epochs", help="Passes over the training data.", rich_help_panel=SETTINGS)
+    float | None,
+    typer.Option("--epochs", metavar="N", help="Passes over the training data.", rich_help_panel=SETTINGS),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", rich_help_panel=SETTINGS)]
-DeviceOption = Annotated[Device | None, typer.Option("--device", help="Where to compute.", rich_help_panel=SETTINGS)]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.", rich_help_panel=SETTINGS)
+]
+DeviceOption = Annotated[
+    Device | None,
+    typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.", rich_help_panel=SETTINGS),
+]
 PrecisionOption = Annotated[
     Precision | None,
-    typer.Option("--precision", help="Of forward and backward; weights stay fp32.", rich_help_panel=SETTINGS),
+    typer.Option(
+        "--precision",
+        metavar="fp32|bf16|fp16",
+        help="Of forward and backward; weights stay fp32.",
+        rich_help_panel=SETTINGS,
+    ),
 ]
 DeterministicOption = Annotated[
     bool | None,
@@ -117,6 +164,16 @@ DeterministicOption = Annotated[
         show_default=False,
     ),
 ]
+CompileOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile",
+        help="Train with torch.compile; needs a C++ compiler on a CPU.",
+        rich_help_panel=SETTINGS,
+        show_default=False,
+    ),
+]
+
 PrintConfigOption = Annotated[
     bool,
     typer.Option(
@@ -128,7 +185,7 @@ PrintConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.", rich_help_panel=OUTPUT)]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Every layer and every logged step on stderr.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--verbose", "-v", help="More about what is read and done, on stderr.", rich_help_panel=OUTPUT)
 ]
 
 
@@ -140,6 +197,38 @@ def read_recipe(recipe: str, sets: list[str] | None, flags: dict[str, tuple[str,
         key: Flag(name, value.value if isinstance(value, Enum) else value) for key, (name, value) in flags.items()
     }
     return load_recipe(recipe, sets or [], values)
+
+
+def with_target(
+    recipe: LoadedRecipe,
+    checkpoint: Path,
+    given: tuple[str | None, float | None],
+    sparsity: float | None,
+    again: Callable[[tuple[str, float]], LoadedRecipe],
+    resumed: Path | None = None,
+) -> LoadedRecipe:
+    """The recipe `again` makes with the (flag, sparsity) that meets the target size or speed-up `given`; as it is without one.
+
+    `resumed`: OUT of a run to go on with, whose sparsity is taken if there is one.
+    """
+    size, speedup = given
+    if size is None and speedup is None:
+        return recipe
+    flag = "--target-size" if size is not None else "--target-speedup"
+    if sum(value is not None for value in (size, speedup, sparsity)) > 1:
+        raise typer.BadParameter(
+            "it finds the sparsity; give one of --sparsity, --target-size, --target-speedup", param_hint=flag
+        )
+
+    from sapp_cli import pipeline
+    from sapp_cli.checkpoint.write import parse_size
+
+    found = pipeline.interrupted_sparsity(resumed) if resumed else None
+    if found is None:
+        solved = pipeline.solve_target(recipe, checkpoint, parse_size(size) if size is not None else None, speedup)
+        print(solved.text, file=sys.stderr)
+        found = solved.sparsity
+    return again((flag, found))
 
 
 def parse_block_size(text: str | None) -> int | list[int] | str | None:

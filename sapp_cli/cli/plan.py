@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
+
+import typer
 
 from sapp_cli.cli.options import (
     BlockSizeOption,
@@ -11,12 +14,17 @@ from sapp_cli.cli.options import (
     JsonOption,
     MethodOption,
     PrintConfigOption,
+    QuietOption,
     RecipeOption,
     SetOption,
     SparsityOption,
     StepsOption,
+    TargetSizeOption,
+    TargetSpeedupOption,
+    VerboseOption,
     parse_block_size,
     read_recipe,
+    with_target,
 )
 
 
@@ -25,38 +33,61 @@ def plan(
     recipe: RecipeOption,
     block_size: BlockSizeOption = None,
     sparsity: SparsityOption = None,
+    target_size: TargetSizeOption = None,
+    target_speedup: TargetSpeedupOption = None,
     method: MethodOption = None,
     steps: StepsOption = None,
     epochs: EpochsOption = None,
     sets: SetOption = None,
+    estimate_time: Annotated[
+        bool,
+        typer.Option(
+            "--time", help="Rehearse a few steps of each phase and say how long the run takes; needs the data."
+        ),
+    ] = False,
     print_config: PrintConfigOption = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Show everything `prune` would decide, without training: layers and reasons, sparsity, timetable, sizes, memory.
 
     \b
     sapp plan ./my-model -r sentence-embedding --block-size 32
     """
-    loaded = read_recipe(
-        recipe,
-        sets,
-        {
-            "prune.block_size": ("--block-size", parse_block_size(block_size)),
-            "prune.sparsity": ("--sparsity", sparsity),
-            "prune.method": ("--method", method),
-            "train.steps": ("--steps", steps),
-            "train.epochs": ("--epochs", epochs),
-        },
+    flags = {
+        "prune.block_size": ("--block-size", parse_block_size(block_size)),
+        "prune.sparsity": ("--sparsity", sparsity),
+        "prune.method": ("--method", method),
+        "train.steps": ("--steps", steps),
+        "train.epochs": ("--epochs", epochs),
+    }
+    loaded = with_target(
+        read_recipe(recipe, sets, flags),
+        checkpoint,
+        (target_size, target_speedup),
+        sparsity,
+        lambda found: read_recipe(recipe, sets, {**flags, "prune.sparsity": found}),
     )
     if print_config:
         print(loaded.dump(with_origins=True), end="")
         return
 
     from sapp_cli import pipeline
+    from sapp_cli.cli.notes import describe
     from sapp_cli.cli.tables import print_plan, stdout
 
+    describe(checkpoint, quiet, verbose)
     found = pipeline.plan(loaded, checkpoint)
+    duration = None
+    if estimate_time:
+        from sapp_cli.cli.progress import ProgressWatcher
+        from sapp_cli.rehearsal import estimate_duration
+
+        with ProgressWatcher(quiet, verbose) as watcher:
+            duration = estimate_duration(loaded, checkpoint, watcher)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        seconds = {} if duration is None else {"time": duration.as_json()}
+        print(json.dumps({**found.as_json(), **seconds}, indent=2, ensure_ascii=False))
     else:
-        print_plan(stdout(), found)
+        print_plan(stdout(), found, duration)

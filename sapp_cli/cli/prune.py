@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from sapp_cli.cli.options import (
+    LAYOUTS,
     OUTPUT,
     BlockSizeOption,
     CheckpointArgument,
+    CompileOption,
     DeterministicOption,
     DeviceOption,
     EpochsOption,
@@ -26,18 +28,25 @@ from sapp_cli.cli.options import (
     SetOption,
     SparsityOption,
     StepsOption,
+    TargetSizeOption,
+    TargetSpeedupOption,
     VerboseOption,
     parse_block_size,
     read_recipe,
+    with_target,
 )
 
 
 def prune(
     checkpoint: CheckpointArgument,
     recipe: RecipeOption,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to make.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to make.", show_default=False)
+    ] = None,
     block_size: BlockSizeOption = None,
     sparsity: SparsityOption = None,
+    target_size: TargetSizeOption = None,
+    target_speedup: TargetSpeedupOption = None,
     method: MethodOption = None,
     steps: StepsOption = None,
     epochs: EpochsOption = None,
@@ -46,8 +55,10 @@ def prune(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     deterministic: DeterministicOption = None,
+    compile_model: CompileOption = None,
     layout: Annotated[
-        LayoutName, typer.Option("--layout", help="Which weight files to write.", rich_help_panel=OUTPUT)
+        LayoutName,
+        typer.Option("--layout", metavar=LAYOUTS, help="Which weight files to write.", rich_help_panel=OUTPUT),
     ] = LayoutName.BOTH,
     max_shard_size: Annotated[
         str | None,
@@ -76,20 +87,25 @@ def prune(
     sapp prune ./my-model -r recipe.yaml --sparsity 0.8 --block-size 16x32 -o out
     sapp prune net.safetensors -r digits --set optimizer.lr=1e-3 -o out
     """
-    loaded = read_recipe(
-        recipe,
-        sets,
-        {
-            "prune.block_size": ("--block-size", parse_block_size(block_size)),
-            "prune.sparsity": ("--sparsity", sparsity),
-            "prune.method": ("--method", method),
-            "train.steps": ("--steps", steps),
-            "train.epochs": ("--epochs", epochs),
-            "train.seed": ("--seed", seed),
-            "train.device": ("--device", device),
-            "train.precision": ("--precision", precision),
-            "train.deterministic": ("--deterministic", deterministic),
-        },
+    flags = {
+        "prune.block_size": ("--block-size", parse_block_size(block_size)),
+        "prune.sparsity": ("--sparsity", sparsity),
+        "prune.method": ("--method", method),
+        "train.steps": ("--steps", steps),
+        "train.epochs": ("--epochs", epochs),
+        "train.seed": ("--seed", seed),
+        "train.device": ("--device", device),
+        "train.precision": ("--precision", precision),
+        "train.deterministic": ("--deterministic", deterministic),
+        "train.compile": ("--compile", compile_model),
+    }
+    loaded = with_target(
+        read_recipe(recipe, sets, flags),
+        checkpoint,
+        (target_size, target_speedup),
+        sparsity,
+        lambda found: read_recipe(recipe, sets, {**flags, "prune.sparsity": found}),
+        out if resume else None,
     )
     if print_config:
         print(loaded.dump(with_origins=True), end="")

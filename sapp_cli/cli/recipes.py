@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sapp_cli.cli.completion import complete_shipped
 from sapp_cli.cli.options import JsonOption
 
 app = typer.Typer(
@@ -33,11 +34,17 @@ def list_recipes(as_json: JsonOption = False) -> None:
 
 @app.command("cp")
 def copy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `sapp recipes ls` shows it.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="As `sapp recipes ls` shows it.", show_default=False, autocompletion=complete_shipped
+        ),
+    ],
     destination: Annotated[
         Path, typer.Argument(metavar="DESTINATION", help="Folder, or name of the new .yaml file.")
     ] = Path(),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy a shipped recipe, and the Python file it names, to change it.
 
@@ -46,8 +53,8 @@ def copy(
     """
     from sapp_cli.recipe.shipped import copy_recipe
 
-    for path in copy_recipe(name, destination, overwrite):
-        print(path)
+    written = [str(path) for path in copy_recipe(name, destination, overwrite)]
+    print(json.dumps({"written": written}, indent=2, ensure_ascii=False) if as_json else "\n".join(written))
 
 
 @app.command("init")
@@ -56,9 +63,11 @@ def init(
         Path, typer.Argument(metavar="CHECKPOINT", help="The checkpoint to be pruned.", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write; else it is printed.", show_default=False)
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="File to write; else it is printed.", show_default=False),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a commented recipe for a checkpoint: its task, blocks that fit, the data section to fill in.
 
@@ -67,19 +76,23 @@ def init(
     sapp plan ./my-model -r my-recipe.yaml
     """
     from sapp_cli.checkpoint.source import open_checkpoint
-    from sapp_cli.checkpoint.write import disk_errors, replacing
+    from sapp_cli.checkpoint.write import disk_errors, replacing, require_folder
     from sapp_cli.errors import UsageError
     from sapp_cli.starter import starter_recipe
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already; give another name with -o, or --overwrite to replace it")
+    if out is not None:
+        require_folder(out)
     text = starter_recipe(open_checkpoint(checkpoint))
-    if out is None:
-        print(text, end="")
-        return
-    with disk_errors(out.parent), replacing(out) as write:
-        write(text.encode())
-    print(out)
+    if out is not None:
+        with disk_errors(out.parent), replacing(out) as write:
+            write(text.encode())
+    if as_json:
+        written = [] if out is None else [str(out)]
+        print(json.dumps({"written": written, "recipe": text}, indent=2, ensure_ascii=False))
+    else:
+        print(text if out is None else f"{out}\n", end="")
 
 
 @app.command("schema")

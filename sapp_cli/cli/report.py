@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sapp_cli.cli.options import OUTPUT, JsonOption, parse_block_size
+from sapp_cli.cli.options import OUTPUT, JsonOption, QuietOption, VerboseOption, parse_block_size
 
 if TYPE_CHECKING:
     from sapp_cli.checkpoint.source import Checkpoint
+    from sapp_cli.cli.notes import Say
     from sapp_cli.report.comparison import Comparison
     from sapp_cli.report.gallery import Gallery
     from sapp_cli.report.sparsity import SparsityReport
@@ -50,7 +50,11 @@ def report(
     ] = None,
     sort: Annotated[
         SortKey | None,
-        typer.Option("--sort", help="Order of the layers: by name, or the largest value first; else file order."),
+        typer.Option(
+            "--sort",
+            metavar="name|sparsity|size|blocks",
+            help="Order of the layers: by name, or the largest value first; else file order.",
+        ),
     ] = None,
     against: Annotated[
         Path | None,
@@ -88,6 +92,8 @@ def report(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Show the sparsity of a checkpoint, layer by layer, as counted in its files.
 
@@ -104,9 +110,14 @@ def report(
     block = block_shape(block_size)
 
     from sapp_cli.checkpoint.source import open_checkpoint
+    from sapp_cli.checkpoint.write import require_folder
+    from sapp_cli.cli.notes import describe, sayer
     from sapp_cli.report.inspect import layer_facts
     from sapp_cli.report.measure import measure
 
+    if html is not None:
+        require_folder(html)
+    describe(path, quiet, verbose)
     checkpoint = open_checkpoint(path)
     facts = layer_facts(checkpoint, block)
     gallery = None
@@ -122,7 +133,7 @@ def report(
         other = open_checkpoint(against)
         comparison = compare(checkpoint, facts, other, layer_facts(other, block))
     if gallery is not None and html is not None:
-        _write_page(html, path, checkpoint, found, gallery, comparison)
+        _write_page(html, path, checkpoint, found, gallery, comparison, sayer(quiet))
     _print(found, comparison, formats[0] if formats else "table", checkpoint)
 
 
@@ -179,9 +190,16 @@ def _write_page(
     found: SparsityReport,
     gallery: Gallery,
     comparison: Comparison | None,
+    say: Say,
 ) -> None:
     from sapp_cli.report.html import write_html
     from sapp_cli.report.run import home_of, read_run
+    from sapp_cli.report.speed import BENCH_FILE, read_speed
 
-    write_html(html, path.resolve().name, found, gallery, read_run(home_of(checkpoint)), comparison)
-    print(f"wrote {html}", file=sys.stderr)
+    home = home_of(checkpoint)
+    speed = read_speed(home)
+    if speed is not None and home is not None and not speed.is_of(home):
+        say(f"{home / BENCH_FILE} was measured on other weights; the page leaves it out")
+        speed = None
+    write_html(html, path.resolve().name, found, gallery, read_run(home), comparison, speed)
+    say(f"wrote {html}")

@@ -9,33 +9,43 @@ from rich.text import Text
 
 from sapp_cli.report.comparison import Comparison
 from sapp_cli.report.sparsity import SparsityReport
-from sapp_cli.report.texts import comparison_cells, layer_cells
-from sapp_cli.report.wording import cut_in_the_middle, percent, printable, size_text
+from sapp_cli.report.texts import comparison_cells, layer_cells, work_cells
+from sapp_cli.report.wording import count_text, cut_in_the_middle, percent, printable, size_text
 
 COLUMNS = ("shape", "block", "kept / blocks", "sparsity", "target", "dense", "sparse")
+WORK_COLUMNS = ("mult-adds", "share")  # where the model was seen at work
 LEAST_NAME = 40  # characters; narrower terminals lose columns instead
-DROPPED_FIRST = ("dense", "block", "shape", "sparse", "target")
+LEAST_REASON = 22  # longer ones are wrapped where there is no room
+DROPPED_FIRST = ("share", "dense", "block", "shape", "sparse", "target", "mult-adds")
 GAP = 2
 
 
 def layer_table(report: SparsityReport, reasons: bool, width: int) -> Table:
     """One row a layer, totals at the end, for a terminal of `width` characters: names are cut to fit, then columns go."""
     model = report.model
-    rows = [(printable(layer.name), *layer_cells(layer)) for layer in report.layers]
+    columns: tuple[str, ...] = COLUMNS
+    kept: tuple[str, ...] = ()
+    rows: list[tuple[str, ...]] = [(printable(layer.name), *layer_cells(layer)) for layer in report.layers]
+    if model.kept_multiply_adds is not None:
+        columns, kept = (*COLUMNS, *WORK_COLUMNS), (count_text(model.kept_multiply_adds), "")
+        rows = [(*row, *work_cells(layer, report)) for row, layer in zip(rows, report.layers, strict=True)]
+    nothing = ("",) * len(kept)
     totals = [
-        _total("pruned layers, blocks", report.pruned_block_sparsity, "", ""),
-        _total("all prunable weights", model.prunable_sparsity, "", ""),
-        _total("whole model", model.sparsity, size_text(model.bytes_dense), size_text(model.bytes_sparse)),
+        (*_total("pruned layers, blocks", report.pruned_block_sparsity, "", ""), *nothing),
+        (*_total("all prunable weights", model.prunable_sparsity, "", ""), *nothing),
+        (*_total("whole model", model.sparsity, size_text(model.bytes_dense), size_text(model.bytes_sparse)), *kept),
     ]
-    every = [("layer", *COLUMNS), *rows, *totals]
-    widths = [max(len(row[column]) for row in every) for column in range(len(COLUMNS) + 1)]
-    shown = [0, *_fitting(widths, width)]
+    every = [("layer", *columns), *rows, *totals]
+    widths = [max(len(row[column]) for row in every) for column in range(len(columns) + 1)]
+    longest = max((len(printable(layer.reason)) for layer in report.layers), default=0)
+    width -= min(longest, LEAST_REASON) + GAP if reasons else 0
+    shown = [0, *_fitting(widths, columns, width)]
     room = max(LEAST_NAME, width - sum(widths[column] + GAP for column in shown[1:]))
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", no_wrap=True)
     for column in shown[1:]:
-        table.add_column(COLUMNS[column - 1], justify="right", no_wrap=True)
+        table.add_column(columns[column - 1], justify="right", no_wrap=True)
     if reasons:
         table.add_column("why", overflow="fold")
     for layer, row in zip(report.layers, rows, strict=True):
@@ -65,13 +75,13 @@ def _total(name: str, share: float, dense: str, sparse: str) -> tuple[str, ...]:
     return (name, "", "", "", percent(share), "", dense, sparse)
 
 
-def _fitting(widths: Sequence[int], width: int) -> list[int]:
+def _fitting(widths: Sequence[int], columns: Sequence[str], width: int) -> list[int]:
     """The columns that leave room for names, less important ones dropped first."""
     shown = list(range(1, len(widths)))
-    for name in DROPPED_FIRST:
+    for name in (name for name in DROPPED_FIRST if name in columns):
         if width - sum(widths[column] + GAP for column in shown) >= min(LEAST_NAME, widths[0]):
             break
-        shown.remove(COLUMNS.index(name) + 1)
+        shown.remove(columns.index(name) + 1)
     return shown
 
 

@@ -14,18 +14,22 @@ from sapp_cli.report.wording import percent, size_text
 if TYPE_CHECKING:
     from sapp_cli.pipeline import PruneResult
     from sapp_cli.planning import Plan
+    from sapp_cli.rehearsal import Duration
+
+NO_TERMINAL = 1000
+"""Columns where nobody counts them: no table is cut or wrapped."""
 
 
 def stdout() -> Console:
     """The console of the data; without a terminal it neither wraps nor colours."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160, soft_wrap=True)
+        console = Console(highlight=False, width=NO_TERMINAL, soft_wrap=True)
     return console
 
 
-def print_plan(console: Console, plan: Plan) -> None:
-    """Layers with their reasons, timetable, sizes, memory."""
+def print_plan(console: Console, plan: Plan, duration: Duration | None = None) -> None:
+    """Layers with their reasons, timetable, sizes, memory, and where it was estimated the time."""
     console.print(layer_table(plan.report, reasons=True, width=console.width))
     console.print()
     model, targets = plan.report.model, plan.targets
@@ -33,12 +37,33 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"target: {percent(targets['prunable_sparsity'])} of all prunable weights, {percent(targets['sparsity'])} of the "
         f"model; in whole blocks: {percent(model.prunable_sparsity)} and {percent(model.sparsity)}"
     )
+    if plan.allocation != "uniform":
+        console.print(
+            f"allocation {plan.allocation}: the pruned layers' blocks above are their budget together; training decides where "
+            "they go"
+        )
     console.print()
     console.print(_timetable(plan))
     console.print()
-    parts = ", ".join(f"{name.replace('_', ' ')} {size_text(size)}" for name, size in plan.memory.items() if size)
-    console.print(f"memory without activations: {parts}")
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {size_text(size)}" for name, size in plan.memory.items() if size and name != "total"
+    )
+    unknown = "" if "activations" in plan.memory else ", activations not counted: what the model takes is not known"
+    console.print(f"memory: at most {size_text(plan.memory['total'])} at once{unknown}; {parts}")
     console.print(f"on disk: {size_text(model.bytes_dense)} dense, {size_text(model.bytes_sparse)} block-sparse")
+
+    if duration is not None:
+        steps = ", ".join(f"{phase} {seconds * 1e3:,.1f} ms" for phase, seconds in duration.steps.items())
+        console.print(
+            f"time: {duration_text(duration.total)}, training {duration_text(duration.training)}; a step: {steps}"
+        )
+
+
+def duration_text(seconds: float) -> str:
+    """As in "45 s", "12 min" or "3.4 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _timetable(plan: Plan) -> Table:

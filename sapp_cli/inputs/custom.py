@@ -9,7 +9,7 @@ from torch import Tensor
 from sapp_cli.errors import DataError
 from sapp_cli.inputs.files import hint
 from sapp_cli.inputs.rows import DataSets, rows_in, stack_rows
-from sapp_cli.recipe.factory import load_factory
+from sapp_cli.recipe.factory import call_factory
 from sapp_cli.recipe.schema import DataSection
 
 PARTS = ("train", "validation")
@@ -22,7 +22,7 @@ def load_custom_data(data: DataSection) -> DataSets:
     Dataset, "validation": Dataset} of rows that are dicts of tensors; a "collate" function may be among them.
     """
     assert data.factory is not None, "the schema asks for one"
-    made = load_factory(data.factory, "data.factory")(**data.kwargs)
+    made = call_factory(data.factory, data.kwargs, "data.factory")
     where = f"data.factory {data.factory}"
     if not isinstance(made, dict) or not set(PARTS) <= made.keys():
         what = f"a dict of {', '.join(map(str, made)) or 'nothing'}" if isinstance(made, dict) else type(made).__name__
@@ -49,7 +49,10 @@ def _require_rows(dataset: Any, where: str) -> None:
         )
     if not len(dataset):
         raise DataError(f"{where} has no rows")
-    row = dataset[0]
+    try:
+        row = dataset[0]
+    except Exception as error:
+        raise DataError(f"{where}: row 0 cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a row has to be a dict of tensors, not a {type(row).__name__}")
     odd = [f"{key} is a {type(value).__name__}" for key, value in row.items() if not isinstance(value, Tensor)]

@@ -1,6 +1,7 @@
 """The rows of a run from `data` of the recipe: files as tensors or tables, or a callable of the user's.
 
-Each source has a file of its own: tensors, table_data (with tables, labels, tokens, masking, images), custom.
+Each source has a file of its own: tensors, table_data (with tables, labels, tokens, masking, images), criteo
+(with criteo_files, criteo_text), custom.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sapp_cli.errors import UsageError
+from sapp_cli.inputs.criteo import load_criteo_data
 from sapp_cli.inputs.custom import load_custom_data
 from sapp_cli.inputs.rows import Batch, DataSets, Row
 from sapp_cli.inputs.tensors import load_tensor_data
@@ -34,6 +36,8 @@ def load_data(
     """
     if data.source == "factory":
         return load_custom_data(data)
+    if data.source == "criteo":
+        return load_criteo_data(data)
     if data.source == "tensors":
         return load_tensor_data(data, objective)
     missing = [name for name in ("datasets", "PIL", "transformers") if find_spec(name) is None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ TARGETS = "targets"
 """The key of a row that holds what is to be predicted; every other key is an input of the model."""
 IGNORED = -100
 """The target of a token that is not predicted: padding, and all but the masked ones of masked-lm."""
+
+
+@runtime_checkable
+class StreamedRows(Protocol):
+    """Rows that are better read one after another than each by itself; a Dataset with one method more."""
+
+    def take(self, places: Sequence[int], order: tuple[int, int] | None) -> Batch:
+        """The rows at these ascending places of a shuffled epoch, `order` (seed, epoch), or as they lie, None."""
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def _kind(feature: Any) -> str:
 
 
 def _what_there_is(table: Table) -> str:
-    return f"its columns: {', '.join(table.names)}"
+    return f"  its columns: {', '.join(table.names)}"
 
 
 def _canonical(value: Any) -> bytes:

@@ -93,7 +93,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         if path.suffix == ".npz":
             # np.load leaves a damaged file open if it opened it itself.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with path.open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("it is no .npz file, or damaged")
+                file.seek(0)
+                arrays = np.load(file, allow_pickle=False)
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}") from error

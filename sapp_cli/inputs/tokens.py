@@ -44,7 +44,8 @@ def load_tokenizer(folder: Path | None) -> Any:
         try:
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # each kind of tokenizer raises what its parser raises
-            raise DataError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
 
 
 def require_positions(max_length: int, config: Mapping[str, Any]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sapp_cli.errors import UsageError
-from sapp_cli.recipe.names import nearest, shown
+from sapp_cli.errors import SappError, UsageError
+from sapp_cli.recipe.names import nearest
 
 
 def load_factory(factory: str, key: str = "factory") -> Callable[..., Any]:
@@ -23,7 +24,7 @@ def load_factory(factory: str, key: str = "factory") -> Callable[..., Any]:
     that it hides nothing that is installed. Other modules have to be installed, or be on PYTHONPATH.
     """
     place, _, name = factory.rpartition(":")
-    where = f"{key}: {shown(factory)}"
+    where = f"{key}: '{factory}'"
     module = _from_file(Path(place), where) if place.endswith(".py") else _from_package(place, where)
     if not hasattr(module, name):
         near = nearest(name, (known for known in vars(module) if not known.startswith("_")))
@@ -34,6 +35,25 @@ def load_factory(factory: str, key: str = "factory") -> Callable[..., Any]:
             f"{where}: '{name}' is a value of type {type(found).__name__}; a factory is a function or a class"
         )
     return found  # type: ignore[no-any-return]
+
+
+def call_factory(factory: str, kwargs: Mapping[str, Any], key: str) -> Any:
+    """What the callable returns; UsageError, with the last line of the user's own that ran, where it fails."""
+    function = load_factory(factory, key)
+    try:
+        inspect.signature(function).bind(**kwargs)
+    except TypeError as error:
+        section = key.rpartition(".")[0]
+        raise UsageError(f"{key}: '{factory}': {error}; {section}.kwargs holds its arguments") from error
+    except ValueError:
+        pass  # a callable written in C says nothing of its arguments
+    try:
+        return function(**kwargs)
+    except SappError:
+        raise
+    except (Exception, SystemExit) as error:
+        folder = Path(factory.rpartition(":")[0]).parent if ".py:" in factory else None
+        raise UsageError(f"{key}: '{factory}': failed: {_reason(error, folder)}") from error
 
 
 def _from_file(file: Path, where: str) -> ModuleType:

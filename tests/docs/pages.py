@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 README = REPOSITORY / "README.md"
 DOCS = REPOSITORY / "docs"
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"\n]+)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,21 @@ class Block:
     language: str
     text: str
     line: int  # of the fence, from 1
+    title: str = ""  # the file that the block is to be saved as
 
     @property
     def commands(self) -> list[str]:
-        """The lines of a shell block, without comments."""
-        return [command for line in self.text.splitlines() if (command := line.partition(" #")[0].strip())]
+        """The lines of a shell block, without comments; a line that ends in a backslash goes on."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [" ".join(command.split()) for line in lines if (command := line.partition(" #")[0].strip())]
 
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    return [Block(match[1], match[2], text[: match.start()].count("\n") + 1) for match in _FENCE.finditer(text)]
+    return [
+        Block(match[1], match[3], text[: match.start()].count("\n") + 1, match[2] or "")
+        for match in _FENCE.finditer(text)
+    ]
 
 
 def section(page: Path, heading: str) -> str:

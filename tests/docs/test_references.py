@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+import shlex
 from pathlib import Path
 
-import click
 import pytest
 import typer.main
 
@@ -17,36 +17,63 @@ from sapp_cli.recipe.keys import all_keys, section_at
 from sapp_cli.recipe.load import load_recipe
 from sapp_cli.recipe.names import key_path
 from sapp_cli.recipe.schema import PruneSection
-from scripts import make_recipe_reference
+from scripts import make_cli_reference, make_recipe_reference
 from tests.docs.pages import DOCS, README, REPOSITORY, blocks, names, section, table
 
 CLI, METHOD, RECIPES = DOCS / "cli.md", DOCS / "method.md", DOCS / "recipes.md"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 
 
-def verbs(command: click.Command, name: str = "sapp") -> Iterator[tuple[str, click.Command]]:
-    """Every verb with its whole name."""
-    if hasattr(command, "commands"):
-        for inner, sub in command.commands.items():
-            yield from verbs(sub, f"{name} {inner}")
-    else:
-        yield name, command
+VERBS = dict(make_cli_reference.verbs())
 
 
-VERBS = dict(verbs(typer.main.get_command(app)))
+def test_the_page_of_the_command_line_is_up_to_date() -> None:
+    page = CLI.read_text(encoding="utf-8")
+    assert make_cli_reference.with_reference(page) == page, "run python scripts/make_cli_reference.py"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_flags_of_a_verb(verb: str) -> None:
-    text = section(CLI, f"### {verb}")
-    documented = {name for row in table(text, "flag") for name in names(row[0])} if "| flag |" in text else set()
-    has = {
-        flag
-        for parameter in VERBS[verb].params
-        if parameter.param_type_name == "option"
-        for flag in (*parameter.opts, *parameter.secondary_opts)
-    }
-    assert documented == has - {"--help", "-h"}
+def test_a_flag_shows_its_values_its_meaning_and_its_default() -> None:
+    lines = make_cli_reference.section("sapp prune", VERBS["sapp prune"]).splitlines()
+    assert "| `--layout` | `both`, `dense`, `bsr` | Which weight files to write. Default: `both`. |" in lines
+    assert "| `--overwrite` |  | Replace an output of sapp that is there. |" in lines
+    assert any(line.startswith("| `--recipe`, `-r` | `RECIPE` |") and line.endswith(" Needed. |") for line in lines)
+
+
+def test_a_verb_without_a_heading_is_refused() -> None:
+    page = CLI.read_text(encoding="utf-8").replace("### sapp eval", "### sapp evaluate")
+    with pytest.raises(SystemExit, match="lacks the heading '### sapp eval'"):
+        make_cli_reference.with_reference(page)
+
+
+def shown_commands(page: Path) -> list[str]:
+    """The sapp commands in the code blocks of a page, those that no test runs included."""
+    lines = [line.removeprefix("$ ") for block in blocks(page) for line in block.commands]
+    return [line for line in lines if line.startswith("sapp ")]
+
+
+EXAMPLES = [line for verb in VERBS.values() for line in make_cli_reference.examples(verb)]
+
+
+def test_every_verb_that_takes_a_path_has_an_example() -> None:
+    assert [name for name, verb in VERBS.items() if not make_cli_reference.examples(verb)] == [
+        "sapp recipes ls",
+        "sapp recipes schema",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", [*dict.fromkeys(EXAMPLES + [line for page in PAGES for line in shown_commands(page)])]
+)
+def test_shown_commands_are_understood(command: str) -> None:
+    """Parsed, not run: every flag exists, takes such a value, and nothing needed is missing."""
+    words = shlex.split(re.split(" [|>] ", command)[0])[1:]
+    verb = typer.main.get_command(app)
+    while hasattr(verb, "commands") and words and words[0] in verb.commands:
+        verb = verb.commands[words.pop(0)]
+    if words and words[0] in ("--version", "--install-completion", "--show-completion", "--help"):
+        return
+    with contextlib.suppress(typer.Exit):  # of a flag that prints something and stops
+        verb.make_context("sapp", words)
 
 
 def test_the_table_of_verbs() -> None:

@@ -1,0 +1,234 @@
+"""`sapp compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sapp_cli.cli.options import (
+    OUTPUT,
+    CheckpointArgument,
+    DeviceOption,
+    EpochsOption,
+    JsonOption,
+    MethodName,
+    PrecisionOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+    StepsOption,
+    VerboseOption,
+)
+
+if TYPE_CHECKING:
+    from sapp_cli.comparing.cells import Variant
+    from sapp_cli.comparing.table import Table
+
+CELLS = "What is compared"
+EVERY_METHOD = ",".join(method.value for method in MethodName)
+
+
+def compare(
+    checkpoint: CheckpointArgument,
+    recipe: RecipeOption,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for the runs and the table; goes on where it stopped."),
+    ],
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            metavar="NAME[,NAME…]",
+            help="Methods; LABEL=NAME gives one a label, for several variants of it.",
+            rich_help_panel=CELLS,
+        ),
+    ] = EVERY_METHOD,
+    sparsity: Annotated[
+        str, typer.Option("--sparsity", metavar="S[,S…]", help="Shares of the blocks to remove.", rich_help_panel=CELLS)
+    ] = "0.8,0.9,0.95",
+    block_size: Annotated[
+        str,
+        typer.Option("--block-size", metavar="B[,B…]", help="Block sizes: 8,16 or 8,16x32.", rich_help_panel=CELLS),
+    ] = "16",
+    seeds: Annotated[
+        str,
+        typer.Option(
+            "--seeds", metavar="N|S,S[,S…]", help="Number of seeds from 0 on, or the seeds.", rich_help_panel=CELLS
+        ),
+    ] = "3",
+    method_sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method-set",
+            metavar="METHOD:KEY=VALUE",
+            help="Set a recipe key for one method or label, e.g. magnitude:optimizer.lr=1e-3; repeatable.",
+            rich_help_panel=CELLS,
+        ),
+    ] = None,
+    steps: StepsOption = None,
+    epochs: EpochsOption = None,
+    sets: SetOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric", metavar="NAME", help="Metric to compare; else the recipe's first.", show_default=False
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at a time; they share the threads.")
+    ] = 1,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.", rich_help_panel=OUTPUT)] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Markdown on stdout.", rich_help_panel=OUTPUT)
+    ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare methods on one budget: a run for each method, block size, sparsity and seed, one table with the costs.
+
+    \b
+    sapp compare ./my-model -r recipe.yaml -o comparison --sparsity 0.8,0.9
+    sapp compare net.safetensors -r digits -o comparison --block-size 8,16 --jobs 4
+    """
+    from sapp_cli.cli.notes import describe, sayer
+    from sapp_cli.cli.tables import stdout
+    from sapp_cli.comparing.cells import Budget, Store, plan_cells
+    from sapp_cli.comparing.runs import run_cells
+    from sapp_cli.comparing.table import make_table
+
+    variants = _variants(methods, method_sets or [])
+    flags = {
+        "train.steps": ("--steps", steps),
+        "train.epochs": ("--epochs", epochs),
+        "train.device": ("--device", device and device.value),
+        "train.precision": ("--precision", precision and precision.value),
+    }
+    given = {key: (flag, value) for key, (flag, value) in flags.items() if value is not None}
+    budget = Budget(checkpoint, recipe, tuple(sets or ()), given)
+    cells = plan_cells(budget, variants, _blocks(block_size), _sparsities(sparsity), _seeds(seeds))
+    store = Store(out)
+    describe(checkpoint, quiet, verbose)
+    run_cells(cells, budget, store, jobs, sayer(quiet))
+    table = make_table(cells, store, metric)
+    written = _write(out, table)
+    if as_json:
+        print(json.dumps(table.as_json(), indent=2, ensure_ascii=False))
+    elif as_csv:
+        print(table.as_csv(), end="")
+    elif as_markdown:
+        print(table.as_markdown(), end="")
+    else:
+        print_table(table)
+        console = stdout()
+        console.print()
+        console.print(f"written to {out}: {', '.join(written)}", markup=False)
+
+
+def print_table(table: Table) -> None:
+    """The table for people, in 80 columns; the best in bold with a star."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    from sapp_cli.cli.tables import stdout
+
+    console = stdout()
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    for head in ("block", "sparsity", "method", table.metric, "mult-adds", "size"):
+        grid.add_column(head, justify="left" if head in ("block", "method") else "right", no_wrap=True)
+    for block, sparsity, method, value, work, size, is_best in table.lines():
+        style = "bold" if is_best else ""
+        shown = Text(f"{value} {'*' if is_best else ' '}", style)
+        if sparsity and grid.row_count:
+            grid.add_section()
+        grid.add_row(block, sparsity, Text(method, style), shown, work, size)
+    console.print(grid)
+    console.print()
+    for line in table.footer:
+        console.print(line, markup=False)
+
+
+def _write(folder: Path, table: Table) -> list[str]:
+    """The table and its plots as files; their names."""
+    from sapp_cli.checkpoint.write import disk_errors, replacing
+    from sapp_cli.comparing.figures import draw_plots
+
+    text = json.dumps(table.as_json(), indent=2, ensure_ascii=False) + "\n"
+    files = {"comparison.json": text.encode(), "comparison.csv": table.as_csv().encode()}
+    files |= {"comparison.md": table.as_markdown().encode(), **draw_plots(table)}
+    for name, content in files.items():
+        with disk_errors(folder), replacing(folder / name) as write:
+            write(content)
+    return list(files)
+
+
+def _variants(methods: str, method_sets: list[str]) -> list[Variant]:
+    from sapp_cli.comparing.cells import Variant
+    from sapp_cli.recipe.names import nearest
+
+    known = [method.value for method in MethodName]
+    sets: dict[str, list[str]] = {}
+    for entry in _parts(methods, "--methods"):
+        label, _, method = entry.rpartition("=")
+        if method not in known:
+            near = nearest(method, known)
+            raise typer.BadParameter(
+                f"'{method}' is no method; there are {', '.join(known)}" + (f"; nearest: {near}" if near else ""),
+                param_hint="--methods",
+            )
+        if not all(c.isalnum() or c in "-_.+" for c in label):
+            raise typer.BadParameter(f"'{label}' is no label: letters, digits and -_.+", param_hint="--methods")
+        if (label or method) in sets:
+            raise typer.BadParameter(
+                f"'{label or method}' stands twice; give one a label, NAME={method}", param_hint="--methods"
+            )
+        sets[label or method] = [method]
+    for entry in method_sets:
+        label, colon, assignment = entry.partition(":")
+        if not colon or label not in sets or "=" not in assignment:
+            raise typer.BadParameter(
+                f"'{entry}': write METHOD:KEY=VALUE with one of {', '.join(sets)}", param_hint="--method-set"
+            )
+        sets[label].append(assignment)
+    return [Variant(label, method, tuple(assignments)) for label, (method, *assignments) in sets.items()]
+
+
+def _parts(text: str, flag: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise typer.BadParameter(f"'{text}' has an empty place in its list", param_hint=flag)
+    if len({*parts}) < len(parts):
+        raise typer.BadParameter(f"'{text}' names something twice", param_hint=flag)
+    return parts
+
+
+def _sparsities(text: str) -> list[float]:
+    found = []
+    for part in _parts(text, "--sparsity"):
+        try:
+            found.append(float(part))
+        except ValueError:
+            raise typer.BadParameter(f"'{part}' is no number; write 0.8,0.9", param_hint="--sparsity") from None
+    return found
+
+
+def _blocks(text: str) -> list[str]:
+    parts = [part.lower().replace("×", "x") for part in _parts(text, "--block-size")]
+    for part in parts:
+        sides = part.split("x")
+        if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+            raise typer.BadParameter(f"'{part}' is no block size; write 8,16x32", param_hint="--block-size")
+    return parts
+
+
+def _seeds(text: str) -> list[int]:
+    parts = _parts(text, "--seeds")
+    if not all(part.isdecimal() for part in parts) or (len(parts) == 1 and int(parts[0]) == 0):
+        raise typer.BadParameter(f"'{text}': write a number of seeds, 3, or the seeds, 3,4,5", param_hint="--seeds")
+    return list(range(int(parts[0]))) if len(parts) == 1 else [int(part) for part in parts]
