@@ -46,3 +46,51 @@ def uniform(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str
     Takes all layers at once, so that one budget over the whole model can stand in its place.
     """
     return {name: topk_blocks(scores[name], counts[name]) for name in scores}
+
+
+def within_budget(
+    scores: Mapping[str, Tensor], counts: Mapping[str, int], costs: Mapping[str, int], floors: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """One budget over all layers: the blocks that score most for what they cost -> {layer: keep (R, C)}.
+
+    The budget is what `counts` blocks of each layer would cost together; `costs` are those of one block, in any unit. Each
+    layer keeps its best `floors` blocks first, so that none is wiped out. The rest goes to the best score per cost, passing
+    over blocks that no longer fit. Ties go to the earlier layer, then to the lower block index; blocks of score −∞ are gone.
+    A layer whose blocks cost nothing has no part in the budget and keeps its own count.
+    """
+    free = [name for name in scores if not costs[name]]
+    keep = {name: topk_blocks(scores[name], counts[name] if name in free else floors[name]) for name in scores}
+    priced = [name for name in scores if name not in free]
+    if not priced:
+        return keep
+    budget = sum((counts[name] - min(floors[name], _there(scores[name]))) * costs[name] for name in priced)
+    # On the CPU and in doubles: one order of all blocks, whatever the device.
+    ratios = torch.cat(
+        [
+            (scores[name].cpu().double() / costs[name]).masked_fill(keep[name].cpu(), -torch.inf).flatten()
+            for name in priced
+        ]
+    )
+    prices = torch.cat([torch.full((scores[name].numel(),), costs[name]) for name in priced])
+    order = torch.sort(ratios, descending=True, stable=True).indices
+    order = order[~torch.isneginf(ratios[order])]
+    bought = torch.zeros_like(ratios, dtype=torch.bool)
+    while len(order):  # once for each price at most: whatever costs as much as the first that does not fit goes with it
+        order = order[prices[order] <= budget]
+        spent = prices[order].cumsum(0)
+        fitting = int((spent <= budget).sum())
+        bought[order[:fitting]] = True
+        budget -= int(spent[fitting - 1]) if fitting else 0
+        order = order[fitting:]
+    for name, mine in zip(priced, torch.split(bought, [scores[name].numel() for name in priced]), strict=True):
+        keep[name] |= mine.view(scores[name].shape).to(keep[name].device)
+    return keep
+
+
+def floor_count(floor: Fraction, kept: int) -> int:
+    """Blocks that a layer keeps in any case: the share `floor` of the `kept` ones of its own target, at least one."""
+    return max(1, math.ceil(floor * kept))
+
+
+def _there(scores: Tensor) -> int:
+    return int((~torch.isneginf(scores)).sum())

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from sapp_cli.core.masks import block_norms
+from sapp_cli.core.masks import block_norms, scale_blocks, scatter_blocks
 from sapp_cli.core.schedule import Moment, Span, Timetable
 from sapp_cli.grid import BlockGrid
 
@@ -28,6 +28,9 @@ class BlockState:
     keep: Tensor  # bool (R, C)
     logits: Tensor | None  # fp32 (R, C), for methods that have them
     density: float  # 1 − the layer's target sparsity
+    moments: Tensor | None = (
+        None  # fp32 (out, in), the running mean of (dL/dŴ)²: blocks rank by their Fisher information
+    )
 
 
 class Method(BaseModel):
@@ -52,9 +55,30 @@ class Method(BaseModel):
         """What each block of θ is multiplied by, fp32 (R, C), differentiable; None means 1. `keep` comes on top."""
         return None
 
+    def kept_scale(self, blocks: Tensor, state: BlockState) -> Tensor | None:
+        """The same of the kept blocks by themselves: θ's (K, bc, br), as `gather_blocks` gives them -> (K,).
+
+        Right for every method; one that needs not look at a whole weight for it says so.
+        """
+        if type(self).scale is Method.scale:
+            return None
+        scale = self.scale(scatter_blocks(blocks, state.keep, state.grid), state)
+        return None if scale is None else scale[state.keep]
+
     def scores(self, theta: Tensor, state: BlockState) -> Tensor:
-        """How the blocks rank, fp32 (R, C), greater stays; here ‖θ_b‖_F."""
-        return block_norms(theta, state.grid)
+        """How the blocks rank, fp32 (R, C), greater stays; here their size."""
+        return self.size(theta, state)
+
+    def size(self, theta: Tensor, state: BlockState) -> Tensor:
+        """‖θ_b‖_F of every block, (R, C); with gradients gathered √(Σ_b E[g²]·θ²), the block's Fisher information."""
+        return block_norms(theta if state.moments is None else theta.float() * state.moments.sqrt(), state.grid)
+
+    def weight_gradient(self, gradient: Tensor, theta: Tensor, state: BlockState) -> Tensor:
+        """dL/dŴ (out, in) from dL/dθ; 0 in blocks that are multiplied by 0."""
+        scale = self.scale(theta, state)
+        if scale is None:
+            return gradient
+        return scale_blocks(gradient, scale.reciprocal().masked_fill(scale == 0, 0.0), state.grid)
 
     @torch.no_grad()
     def begin(self, moment: Moment, theta: Tensor, state: BlockState, before: Tensor) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from sapp_cli.core.masks import block_norms, scale_blocks
+from sapp_cli.core.masks import as_blocks, block_norms, scale_blocks
 from sapp_cli.core.schedule import Span, Timetable, one_shot_spans
 from sapp_cli.grid import BlockGrid
 from sapp_cli.methods.method import BlockState, Method
@@ -25,5 +26,17 @@ class Powerprop(Method):
     def scale(self, theta: Tensor, state: BlockState) -> Tensor:
         return block_norms(theta, state.grid)
 
+    def kept_scale(self, blocks: Tensor, state: BlockState) -> Tensor:
+        norms: Tensor = torch.linalg.vector_norm(blocks.float(), dim=(1, 2))
+        return norms
+
     def scores(self, theta: Tensor, state: BlockState) -> Tensor:
-        return block_norms(theta, state.grid).square()  # ‖Ŵ_b‖_F = ‖θ_b‖²
+        return block_norms(theta, state.grid) * self.size(theta, state)  # ‖Ŵ_b‖_F = ‖θ_b‖²
+
+    def weight_gradient(self, gradient: Tensor, theta: Tensor, state: BlockState) -> Tensor:
+        # With n = ‖θ_b‖ the chain rule gives dL/dθ_b = n·g + (g·θ_b)·θ_b/n, hence dL/dθ_b·θ_b = 2n·(g·θ_b); solved for g.
+        norms = block_norms(theta, state.grid)
+        inverse = norms.reciprocal().masked_fill(norms == 0, 0.0)
+        along = (as_blocks(gradient.float(), state.grid) * as_blocks(theta.float(), state.grid)).sum((1, 3))  # (R, C)
+        radial = scale_blocks(theta.float(), along * inverse**3 / 2, state.grid)
+        return scale_blocks(gradient.float(), inverse, state.grid) - radial

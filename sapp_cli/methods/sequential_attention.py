@@ -46,6 +46,13 @@ class SequentialAttention(Method):
         return True
 
     def scale(self, theta: Tensor, state: BlockState) -> Tensor | None:
+        return self._mask(state)
+
+    def kept_scale(self, blocks: Tensor, state: BlockState) -> Tensor | None:
+        mask = self._mask(state)
+        return None if mask is None else mask[state.keep]
+
+    def _mask(self, state: BlockState) -> Tensor | None:
         assert state.logits is not None, "a layer of sequential attention has logits"
         if state.density == 1:
             return None  # a target of 0 switches the mask off
@@ -55,6 +62,8 @@ class SequentialAttention(Method):
 
     def scores(self, theta: Tensor, state: BlockState) -> Tensor:
         assert state.logits is not None, "a layer of sequential attention has logits"
+        if state.moments is not None:
+            return attention(state.logits) * self.size(theta, state)
         if self.score == "norm":
             return block_norms(theta, state.grid)
         scores = attention(state.logits)

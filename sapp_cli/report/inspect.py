@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Recorded:
     reason: str
     kept_blocks: int | None
     sparsity: float
+    multiply_adds: int | None
 
 
 def layer_facts(checkpoint: Checkpoint, block: tuple[int, int] | None) -> list[LayerFacts]:
@@ -75,6 +77,7 @@ def _recorded(path: Path, entry: Any) -> Recorded:
         "block": block is None or (_is_list_of_counts(block) and len(block) == 2 and min(block) >= 1),
         "target": entry.get("target") is None or _is_share(entry["target"]),
         "kept_blocks": entry.get("kept_blocks") is None or _is_list_of_counts([entry["kept_blocks"]]),
+        "multiply_adds": entry.get("multiply_adds") is None or _is_list_of_counts([entry["multiply_adds"]]),
         "sparsity": _is_share(entry.get("sparsity")),
         "prunable": isinstance(entry.get("prunable", True), bool),
         "pruned": isinstance(entry.get("pruned"), bool),
@@ -93,6 +96,7 @@ def _recorded(path: Path, entry: Any) -> Recorded:
         reason=entry["reason"],
         kept_blocks=entry.get("kept_blocks"),
         sparsity=entry["sparsity"],
+        multiply_adds=entry.get("multiply_adds"),
     )
 
 
@@ -148,4 +152,11 @@ def _facts(checkpoint: Checkpoint, name: str, known: Recorded | None, block: tup
         layout=layout,
         grid=BlockGrid(layout.matrix, wanted) if layout and wanted else None,
         target=known.target if known and as_decided else None,
+        applications=_applications(known, shape),
     )
+
+
+def _applications(known: Recorded | None, shape: tuple[int, ...]) -> int | None:
+    if known is None or known.multiply_adds is None:
+        return None
+    return known.multiply_adds // max(1, math.prod(shape))

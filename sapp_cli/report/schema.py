@@ -22,21 +22,35 @@ def sparsity_schema() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "version": {"const": VERSION},
-            "model": _strict(_model()),
-            "layers": {"type": "array", "items": _strict(_layer())},
+            "model": _strict(_model(), optional=_multiply_adds("the layers")),
+            "layers": {
+                "type": "array",
+                "items": _strict(_layer(), optional=_multiply_adds("the dense weight")),
+            },
             "targets": _strict(
                 {"prunable_sparsity": SHARE, "sparsity": SHARE},
                 "`plan` only: what the targets come to before blocks are counted in whole numbers",
             ),
             "schedule": _strict(_schedule(), "`plan` only: the timetable"),
             "memory": {
-                "description": "`plan` only: bytes that a run holds all the time, by purpose",
+                "description": "`plan` only: bytes that a run holds, by purpose; total: the most at once",
                 "type": "object",
                 "additionalProperties": COUNT,
             },
+            "time": _strict(_time(), "`plan --time` only: seconds on this machine"),
             "against": _strict(_against(), "`report --against` only: the other checkpoint, layer by layer"),
         },
         "required": ["version", "model", "layers"],
+    }
+
+
+def _time() -> dict[str, Any]:
+    seconds = {"type": "number", "minimum": 0}
+    return {
+        "training": _about(seconds, "of all steps, with the evaluations between them"),
+        "total": _about(seconds, "of the whole run"),
+        "steps": {"description": "of one step, by phase", "type": "object", "additionalProperties": seconds},
+        "evaluation": _about(_optional(seconds), "of one during the run"),
     }
 
 
@@ -73,6 +87,13 @@ def _layer() -> dict[str, Any]:
     }
 
 
+def _multiply_adds(what: str) -> dict[str, Any]:
+    return {
+        "multiply_adds": _about(COUNT, f"of {what}, for one example; missing where the model was not seen at work"),
+        "kept_multiply_adds": _about(COUNT, "of the kept blocks, edge blocks as whole ones"),
+    }
+
+
 def _schedule() -> dict[str, Any]:
     kind = {"phase": {"enum": ["dense", "sparsification", "sparse"]}, "round": COUNT}
     share = {**kind, "share": SHARE}
@@ -102,13 +123,15 @@ def _against() -> dict[str, Any]:
     }
 
 
-def _strict(properties: dict[str, Any], description: str | None = None) -> dict[str, Any]:
-    """An object with these properties, all of them and no others."""
+def _strict(
+    properties: dict[str, Any], description: str | None = None, optional: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """An object with these properties, all of them, perhaps the optional ones, and no others."""
     about = {} if description is None else {"description": description}
     return {
         **about,
         "type": "object",
-        "properties": properties,
+        "properties": {**properties, **(optional or {})},
         "required": list(properties),
         "additionalProperties": False,
     }

@@ -29,6 +29,7 @@ class LayerFacts:
     layout: MatrixLayout | None = None
     grid: BlockGrid | None = None
     target: float | None = None  # share of blocks
+    applications: int | None = None  # times the weight is multiplied with for one example; None: not known
 
     @property
     def parameters(self) -> int:
@@ -61,6 +62,8 @@ class LayerSparsity:
     prunable: bool
     pruned: bool
     reason: str
+    multiply_adds: int | None = None  # of the dense weight, for one example; None: not known
+    kept_multiply_adds: int | None = None  # of the kept blocks
 
     @property
     def parameters(self) -> int:
@@ -87,6 +90,8 @@ class ModelSparsity:
     prunable_sparsity: float
     bytes_dense: int  # of all tensors
     bytes_sparse: int
+    multiply_adds: int | None = None  # of the layers, for one example; None: not known
+    kept_multiply_adds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,13 @@ class SparsityReport:
 
     def as_json(self) -> dict[str, Any]:
         """The document of sparsity.json."""
-        return {"version": VERSION, "model": asdict(self.model), "layers": [asdict(layer) for layer in self.layers]}
+        return {"version": VERSION, "model": _known(self.model), "layers": [_known(layer) for layer in self.layers]}
+
+    def share(self, layer: LayerSparsity) -> float | None:
+        """Of all multiply-adds that are left, this layer's share."""
+        if layer.kept_multiply_adds is None or not self.model.kept_multiply_adds:
+            return None
+        return layer.kept_multiply_adds / self.model.kept_multiply_adds
 
 
 def make_report(
@@ -135,6 +146,7 @@ def make_report(
     nonzero = other_nonzero + sum(row.nonzero for row in rows)
     prunable_parameters = sum(row.parameters for row in prunable)
     prunable_nonzero = sum(row.nonzero for row in prunable)
+    counted = [row for row in rows if row.multiply_adds is not None]
     return SparsityReport(
         ModelSparsity(
             parameters=parameters,
@@ -144,6 +156,8 @@ def make_report(
             prunable_sparsity=_removed(prunable_nonzero, prunable_parameters),
             bytes_dense=other_bytes + sum(row.bytes_dense for row in rows),
             bytes_sparse=other_bytes + sum(row.bytes_sparse for row in rows),
+            multiply_adds=sum(row.multiply_adds or 0 for row in counted) if counted else None,
+            kept_multiply_adds=sum(row.kept_multiply_adds or 0 for row in counted) if counted else None,
         ),
         rows,
     )
@@ -170,6 +184,7 @@ def block_sparse_bytes(grid: BlockGrid, kept: int, itemsize: int) -> int:
 def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
     grid, dense = facts.grid, facts.parameters * facts.itemsize
     pruned = facts.pruned if facts.pruned is not None else grid is not None and counts.kept_blocks < grid.count
+    entries = min(facts.parameters, counts.kept_blocks * math.prod(grid.block)) if pruned and grid else facts.parameters
     return LayerSparsity(
         name=facts.name,
         shape=facts.shape,
@@ -185,7 +200,15 @@ def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
         prunable=facts.prunable,
         pruned=pruned,
         reason=facts.reason,
+        multiply_adds=None if facts.applications is None else facts.applications * facts.parameters,
+        kept_multiply_adds=None if facts.applications is None else facts.applications * entries,
     )
+
+
+def _known(part: LayerSparsity | ModelSparsity) -> dict[str, Any]:
+    """The part as JSON, without the multiply-adds where nobody counted them."""
+    unknown = () if part.multiply_adds is not None else ("multiply_adds", "kept_multiply_adds")
+    return {key: value for key, value in asdict(part).items() if key not in unknown}
 
 
 def _removed(kept: int, total: int) -> float:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from sapp_cli.report.comparison import Comparison, LayerComparison
 from sapp_cli.report.run import RunRecord
 from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
-from sapp_cli.report.wording import by, counted, metric_text, percent, printable, size_text, times_smaller
+from sapp_cli.report.wording import by, count_text, counted, metric_text, percent, printable, size_text, times_smaller
 
 FOLDED_FROM = 20  # rows: a longer table of layers is folded in Markdown
 
@@ -19,7 +19,8 @@ def as_csv(report: SparsityReport) -> str:
     """One line a layer under the keys of sparsity.json; shapes as 512x64, nothing for what is unknown."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    keys = [field.name for field in fields(LayerSparsity)]
+    unknown = () if report.model.multiply_adds is not None else ("multiply_adds", "kept_multiply_adds")
+    keys = [field.name for field in fields(LayerSparsity) if field.name not in unknown]
     writer.writerow(keys)
     writer.writerows([_cell(getattr(layer, key)) for key in keys] for layer in report.layers)
     return text.getvalue()
@@ -36,15 +37,22 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
         ("weights, dense", size_text(model.bytes_dense)),
         ("weights, block-sparse", size_text(model.bytes_sparse) + (f" ({smaller})" if smaller else "")),
     ]
+    if model.multiply_adds is not None and model.kept_multiply_adds is not None:
+        work = f"{count_text(model.multiply_adds)} → {count_text(model.kept_multiply_adds)}"
+        totals.append(("multiply-adds of an example", work))
     for metric, value in (run.metrics if run else {}).items():
         better = "higher" if value.higher_is_better else "lower"
         change = f"{metric_text(value.dense)} → {metric_text(value.pruned)}"
         totals.append((f"{_text(metric)} ({better} is better)", change))
     parts = [f"**Sparsity of {_code(name)}**", _table([("", ""), *totals], "lr")]
+    heads = ("mult-adds", "share") if model.multiply_adds is not None else ()
     layers = _table(
-        [("layer", "shape", "block", "kept / blocks", "sparsity", "target", "dense", "block-sparse")]
-        + [(_code(layer.name), *layer_cells(layer)) for layer in report.layers],
-        "lrrrrrrr",
+        [("layer", "shape", "block", "kept / blocks", "sparsity", "target", "dense", "block-sparse", *heads)]
+        + [
+            (_code(layer.name), *layer_cells(layer), *(work_cells(layer, report) if heads else ()))
+            for layer in report.layers
+        ],
+        "l" + "r" * (7 + len(heads)),
     )
     parts.append(_folded(f"{len(report.layers)} layers", layers) if len(report.layers) > FOLDED_FROM else layers)
     if comparison is not None:
@@ -63,6 +71,14 @@ def layer_cells(layer: LayerSparsity) -> tuple[str, ...]:
         size_text(layer.bytes_dense),
         size_text(layer.bytes_sparse) if layer.pruned else "–",
     )
+
+
+def work_cells(layer: LayerSparsity, report: SparsityReport) -> tuple[str, str]:
+    """Multiply-adds left for one example, and the layer's share of those of the model."""
+    share = report.share(layer)
+    if layer.kept_multiply_adds is None:
+        return "–", "–"
+    return count_text(layer.kept_multiply_adds), percent(share) if share is not None else "–"
 
 
 def _comparison(comparison: Comparison) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
+from scripts import make_criteo, train_criteo
 from scripts.make_checkpoints import make_bert, make_gpt2, make_llama, make_resnet, make_vit
 
 SMALL = ("--steps", "12", "--block-size", "8", "--set", "prune.min_blocks=20", "--set", "data.batch_size=4")
@@ -152,3 +153,27 @@ def test_imagenet_resnet50_is_planned_without_its_data(sapp, tmp_path):
         assert len(plan["schedule"]["shares"]) == 21
         assert plan["layers"][-1]["name"] == "classifier.1.weight"
         assert plan["layers"][-1]["pruned"]
+
+
+def test_criteo_from_gzipped_logs(sapp, tmp_path):
+    """The paper's timetable of ten rounds over two epochs of a small log, from an untrained network, to the same bytes."""
+    make_criteo.main(["--out", str(tmp_path), "--rows", "2000", "--gzip"])
+    train_criteo.main(["--out", str(tmp_path), "--buckets", "40"])
+    settings = [
+        *(f"data.files.train={tmp_path}/train.txt*", f"data.files.validation={tmp_path}/validation.txt.gz"),
+        *("data.criteo={buckets: 40, shuffle_rows: 500}", "model.kwargs={buckets: 40}", "data.batch_size=30"),
+        *("train.epochs=2", "optimizer.lr=3e-3"),
+    ]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    ran = sapp("prune", tmp_path / "untrained.safetensors", "-r", "criteo", "-o", tmp_path / "out", "--json", *sets)
+    assert ran.code == 0, ran.err
+    metrics = ran.json["metrics"]
+    assert list(metrics) == ["logloss", "auc", "accuracy"]
+    assert metrics["logloss"]["pruned"] < metrics["logloss"]["dense"]
+    pruned = [layer for layer in ran.json["layers"] if layer["pruned"]]
+    # ⌈400/10⌉ × ⌈390/10⌉ blocks of the first dense layer, and nothing else.
+    assert [(layer["name"], layer["blocks"], layer["kept_blocks"]) for layer in pruned] == [
+        ("layers.dense1.weight", 1560, 156)
+    ]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["steps"], len(manifest["phases"])) == (120, 1 + 9 * 3 + 1 + 1)

@@ -1,6 +1,14 @@
 import pytest
 
-from sapp_cli.report.wording import cut_in_the_middle, metric_text, percent, printable, size_text, times_smaller
+from sapp_cli.report.wording import (
+    cut_in_the_middle,
+    metric_text,
+    percent,
+    printable,
+    size_text,
+    time_text,
+    times_smaller,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +30,21 @@ from sapp_cli.report.wording import cut_in_the_middle, metric_text, percent, pri
 )
 def test_sizes_have_three_digits(size, text):
     assert size_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1.5, "1.50 s"),
+        (0.0123, "12.3 ms"),
+        (9.996e-3, "10.0 ms"),
+        (2.5e-4, "250 µs"),
+        (9.997e-4, "1.00 ms"),
+        (4e-7, "0.40 µs"),
+    ],
+)
+def test_times_have_three_digits(seconds, text):
+    assert time_text(seconds) == text
 
 
 @pytest.mark.parametrize(

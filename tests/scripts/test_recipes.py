@@ -62,6 +62,7 @@ def of_blocks(layer: Layer) -> float:
 def test_all_of_them_are_here() -> None:
     assert NAMES == [
         "causal-lm",
+        "criteo",
         "digits",
         "image-classification",
         "imagenet-resnet50",

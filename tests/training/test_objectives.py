@@ -59,8 +59,8 @@ def metrics(asked, *batches, model=None, teacher=None):
             assert total.dtype == count.dtype == torch.float64
             assert not total.requires_grad
             before = totals.get(name, (0.0, 0.0))
-            totals[name] = (before[0] + float(total), before[1] + float(count))
-    found = asked.finish(totals)
+            totals[name] = (before[0] + total.cpu(), before[1] + count.cpu())
+    found = asked.finish({name: (total.tolist(), count.tolist()) for name, (total, count) in totals.items()})
     assert list(found) == list(asked.metrics)
     return found
 
@@ -135,8 +135,22 @@ def test_log_loss_by_hand(inputs):
     result, _ = loss_and_gradient(objective("binary"), batch)
     assert result.loss.item() == pytest.approx((LN2 + math.log(4)) / 2)
     found = metrics(objective("binary"), batch)
-    assert found == pytest.approx({"logloss": (LN2 + math.log(4)) / 2, "accuracy": 0.0})
-    assert objective("binary").metrics == {"logloss": False, "accuracy": True}
+    assert found == pytest.approx({"logloss": (LN2 + math.log(4)) / 2, "auc": 0.0, "accuracy": 0.0})
+    assert objective("binary").metrics == {"logloss": False, "auc": True, "accuracy": True}
+
+
+def test_the_area_under_the_curve_is_scikit_learns():
+    from sklearn.metrics import roc_auc_score
+
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(500, generator=generator) < 0.25).float()
+    logits = 2 * torch.randn(500, generator=generator) + targets
+    batches = [{"inputs": logits[rows], "targets": targets[rows]} for rows in torch.arange(500).split(130)]
+    found = metrics(objective("binary"), *batches)["auc"]
+    assert found == pytest.approx(roc_auc_score(targets.numpy(), logits.numpy()), abs=5e-4)  # pairs within one bin
+    # Equal logits: half of each pair. One class alone: nothing to tell apart.
+    for one_label in (tensor([0.0, 1.0]), tensor([1.0, 1.0])):
+        assert metrics(objective("binary"), {"inputs": tensor([3.0, 3.0]), "targets": one_label})["auc"] == 0.5
 
 
 def test_the_gradient_of_the_log_loss():
@@ -644,7 +658,7 @@ def test_inputs_of_another_shape():
         check_fits(objective("classification", model), model, sets([{"inputs": torch.ones(5), "targets": tensor(0)}]))
     assert str(error.value).splitlines() == [
         "the model does not take the data: RuntimeError: mat1 and mat2 shapes cannot be multiplied (1x5 and 2x3)",
-        "a batch holds inputs (1, 5) float32, targets (1,) int64; Linear.forward takes input",
+        "  a batch holds inputs (1, 5) float32, targets (1,) int64; Linear.forward takes input",
     ]
 
 

@@ -5,18 +5,35 @@ n: rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sapp_cli.errors import UsageError
 from sapp_cli.inputs.rows import Targets
 from sapp_cli.training.objectives.distillation import binary_divergence
-from sapp_cli.training.objectives.objective import means
+from sapp_cli.training.objectives.objective import Sums, means
 from sapp_cli.training.objectives.supervised import Items
+
+BINS = 1 << 14
+LIMIT = 16.0  # logits beyond it, of probabilities within 1e-7 of 0 or 1, are all one; a bin is 0.002 wide
+
+
+def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> float:
+    """The share of pairs (a positive, a negative) in which the positive is in the higher bin; half of it in the same bin.
+
+    The area under the ROC curve, but for pairs whose logits fall into one bin. 0.5 where there is no pair.
+    """
+    pairs = sum(positives) * sum(negatives)
+    below = ahead = 0.0
+    for more, less in zip(positives, negatives, strict=True):
+        ahead += more * (below + less / 2)
+        below += less
+    return ahead / pairs if pairs else 0.5
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,7 @@ class Binary:
     """Log loss of the probability σ(z) and targets from 0 to 1. Of two logits, z is the second less the first."""
 
     name: ClassVar[str] = "binary"
-    metrics: ClassVar[Mapping[str, bool]] = {"logloss": False, "accuracy": True}
+    metrics: ClassVar[Mapping[str, bool]] = {"logloss": False, "auc": True, "accuracy": True}
 
     def items(self, logits: Tensor, targets: Tensor) -> Items:
         rows = targets.numel()
@@ -48,8 +65,18 @@ class Binary:
     def measures(self, items: Items) -> dict[str, Tensor]:
         return {"logloss": self.losses(items), "accuracy": (items.logits > 0) == (items.targets > 0.5)}
 
-    def finish(self, reduced: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        return means(reduced)
+    def histograms(self, items: Items) -> Sums:
+        """{"auc": how many of the targets 1, and of the targets 0, have a logit in each bin}."""
+        logits = items.logits.cpu().nan_to_num(0.0).clamp(-LIMIT, LIMIT)  # CUDA counts in no fixed order
+        bins = ((logits + LIMIT) * (BINS - 1) / (2 * LIMIT)).round().long()
+        targets = items.targets.cpu().double()
+        return {"auc": (torch.bincount(bins, targets, BINS), torch.bincount(bins, 1 - targets, BINS))}
+
+    def finish(self, reduced: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+        positives, negatives = reduced["auc"]
+        found = means({name: pair for name, pair in reduced.items() if name != "auc"})
+        found["auc"] = area_under_curve(positives, negatives)
+        return {name: found[name] for name in self.metrics}
 
     def require_targets(self, targets: Targets, logits: Tensor) -> None:
         """They were checked when they were read."""

@@ -38,7 +38,7 @@ def check_fits(objective: Objective, model: nn.Module, data: DataSets) -> None:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         raise DataError(
-            f"the model does not take the data: {type(error).__name__}: {error}\na batch holds {_describe(batch)}; "
+            f"the model does not take the data: {type(error).__name__}: {error}\n  a batch holds {_describe(batch)}; "
             f"{type(model).__name__}.forward takes {', '.join(sorted(Inputs.of(model).names)) or 'anything'}"
         ) from error
     finally:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sapp_cli.inputs.rows import Batch
 
 Sums = dict[str, tuple[Tensor, Tensor]]
-"""{name: (sum, count)}, fp64 numbers on the batch's device, to be added up over batches and processes."""
+"""{name: (sum, count)}, fp64 numbers, or two vectors of one length, on the batch's device; added up over batches and processes.
+"""
 
 
 @dataclass(frozen=True)

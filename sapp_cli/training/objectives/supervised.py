@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,14 @@ class Task(Protocol):
 
     def require_targets(self, targets: Targets, logits: Tensor) -> None:
         """Raise DataError for targets the logits (of any batch) cannot meet."""
+
+
+@runtime_checkable
+class WithHistograms(Protocol):
+    """A task with a metric that is no mean of anything an item has."""
+
+    def histograms(self, items: Items) -> Sums:
+        """{metric: two vectors of equal length}, added up over batches and processes before `finish` gets them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,8 @@ class Supervised:
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch, teacher: nn.Module | None = None) -> Sums:
         items = self.task.items(self.logits(model, batch), targets_of(batch))
-        return {name: sum_and_count(items.select(values)) for name, values in self.task.measures(items).items()}
+        sums = {name: sum_and_count(items.select(values)) for name, values in self.task.measures(items).items()}
+        return {**sums, **(self.task.histograms(items) if isinstance(self.task, WithHistograms) else {})}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the model says of a batch."""

@@ -1,0 +1,1 @@
+"""Methods × block sizes × sparsities × seeds on one budget: the cells, their processes, the table, the plots."""

@@ -1,0 +1,173 @@
+"""The cells of a comparison: one run of `sapp prune` each, with a folder, a record and a hash of its settings.
+
+    DIR/cells/NAME/            what `prune` wrote
+    DIR/cells/NAME.json        the record: hash of the settings, and how the run ended once it has
+    DIR/cells/NAME.log         what `prune` said
+
+A record of equal hash stands for its cell: it is not run again. Other settings, another checkpoint or another version of sapp
+are another hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sapp_cli._version import __version__
+from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
+from sapp_cli.checkpoint.output import sha256_file, write_json
+from sapp_cli.checkpoint.source import open_checkpoint
+from sapp_cli.checkpoint.write import disk_errors
+from sapp_cli.errors import TrainingError
+from sapp_cli.recipe.load import Flag, load_recipe
+
+DIVERGED = TrainingError.exit_code
+OUTCOMES = (0, DIVERGED)
+"""Exit codes that a second run would end with as well; after any other the cell is run again."""
+NOT_THE_RESULT = ("save_minutes", "save_steps", "log_every", "trackers")
+"""Keys of `train` that change nothing of what a run computes."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row's method: its label in the table, and what its runs are given beside the recipe."""
+
+    label: str
+    method: str
+    sets: tuple[str, ...] = ()  # KEY=VALUE
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    variant: Variant
+    block: str  # as `--block-size` takes it: 16, 16x32
+    sparsity: float
+    seed: int
+    settings: str = ""  # hash
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant.label}-block{self.block}-sparsity{self.sparsity!r}-seed{self.seed}"
+
+    @property
+    def options(self) -> list[str]:
+        """Of `sapp prune`, beside those that all cells share."""
+        own = {
+            "--method": self.variant.method,
+            "--block-size": self.block,
+            "--sparsity": repr(self.sparsity),
+            "--seed": str(self.seed),
+        }
+        sets = [part for assignment in self.variant.sets for part in ("--set", assignment)]
+        return [part for option in own.items() for part in option] + sets
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a cell's last run stands: `exit_code` None while it has not ended."""
+
+    settings: str
+    exit_code: int | None = None
+    error: str = ""  # the message, where it failed
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {"settings": self.settings, "exit_code": self.exit_code, "error": self.error, "seconds": self.seconds}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all cells share."""
+
+    checkpoint: Path
+    recipe: str  # file, or name of a shipped one
+    sets: tuple[str, ...] = ()
+    flags: Mapping[str, tuple[str, Any]] = field(default_factory=dict)  # {recipe key: (flag, value)}
+
+    @property
+    def options(self) -> list[str]:
+        """Of `sapp prune`."""
+        sets = [part for assignment in self.sets for part in ("--set", assignment)]
+        return [*sets, *(part for flag, value in self.flags.values() for part in (flag, str(value)))]
+
+
+def plan_cells(
+    budget: Budget,
+    variants: Sequence[Variant],
+    blocks: Sequence[str],
+    sparsities: Sequence[float],
+    seeds: Sequence[int],
+) -> list[Cell]:
+    """Every cell, seeds innermost, so that the first table of one seed is there early.
+
+    Raises RecipeError for settings that no run could have, CheckpointError where the checkpoint cannot be opened.
+    """
+    inputs = {file.path.name: sha256_file(file.path) for file in open_checkpoint(budget.checkpoint).files}
+    cells = []
+    for seed, block, sparsity, variant in product(seeds, blocks, sparsities, variants):
+        flags = {key: Flag(flag, value) for key, (flag, value) in budget.flags.items()}
+        flags |= {
+            "prune.method": Flag("--methods", variant.method),
+            "prune.block_size": Flag("--block-size", block_value(block)),
+            "prune.sparsity": Flag("--sparsity", sparsity),
+            "train.seed": Flag("--seeds", seed),
+        }
+        recipe = load_recipe(budget.recipe, [*budget.sets, *variant.sets], flags).recipe.model_dump(mode="json")
+        for key in NOT_THE_RESULT:
+            recipe["train"].pop(key)
+        text = json.dumps([__version__, inputs, recipe], sort_keys=True)
+        cells.append(Cell(variant, block, sparsity, seed, hashlib.sha256(text.encode()).hexdigest()))
+    return cells
+
+
+def block_value(block: str) -> int | list[int]:
+    """16 of "16", [16, 32] of "16x32"."""
+    sides = [int(side) for side in block.split("x")]
+    return sides[0] if len(sides) == 1 else sides
+
+
+class Store:
+    """The folder of a comparison."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def out(self, cell: Cell) -> Path:
+        """OUT of the cell's run."""
+        return self.folder / "cells" / cell.name
+
+    def log(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.name}.log"
+
+    def record(self, cell: Cell) -> Record | None:
+        """The cell's record; None where there is none, or one of other settings. Raises CheckpointError for a damaged one."""
+        path = self._path(cell)
+        if not path.is_file():
+            return None
+        content = read_object(path, "the record of a cell", CONFIG_LIMIT)
+        if content.get("settings") != cell.settings:
+            return None
+        return Record(cell.settings, content["exit_code"], content["error"], content["seconds"])
+
+    def note(self, cell: Cell, record: Record) -> None:
+        """Write the cell's record. Raises ResourceError where the disk does not take it."""
+        with disk_errors(self.folder):
+            self._path(cell).parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path(cell), record.as_json())
+
+    def is_settled(self, cell: Cell) -> bool:
+        """True where the cell need not be run."""
+        record = self.record(cell)
+        if record is None or record.exit_code not in OUTCOMES:
+            return False
+        return record.exit_code == DIVERGED or (self.out(cell) / "manifest.json").is_file()
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.name}.json"

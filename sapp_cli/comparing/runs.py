@@ -1,0 +1,119 @@
+"""Running the cells: `sapp prune` in a process of its own for each, several at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sapp_cli.comparing.cells import Budget, Cell, Record, Store
+from sapp_cli.errors import Interrupted
+
+PAUSE = 0.1  # seconds between two looks at the running processes
+PATIENCE = 120  # seconds that an interrupted run has to save its state
+LAST_LINES = 3  # of what a failed run said, for its record
+
+
+@dataclass(frozen=True)
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+def run_cells(cells: Sequence[Cell], budget: Budget, store: Store, jobs: int, say: Callable[[str], None]) -> None:
+    """Run every cell that is not settled, `jobs` at a time; the processor's threads are shared out among them.
+
+    What fails is recorded and does not stop the others. A cell that was interrupted before goes on from its state. An
+    interruption is handed on to the running cells; Interrupted once they have saved their states.
+    """
+    pending = [cell for cell in cells if not store.is_settled(cell)]
+    settled = len(cells) - len(pending)
+    if settled:
+        say(f"{settled} of {len(cells)} cells are there already")
+    threads = max(1, available_threads() // max(1, min(jobs, len(pending))))
+    running: list[_Running] = []
+    began, ran = time.monotonic(), 0
+    try:
+        while pending or running:
+            while pending and len(running) < jobs:
+                running.append(_start(pending.pop(0), budget, store, threads))
+            time.sleep(PAUSE)
+            for ended in [entry for entry in running if entry.process.poll() is not None]:
+                running.remove(ended)
+                record = _finish(ended, store)
+                ran += 1
+                left = (time.monotonic() - began) / ran * (len(pending) + len(running))
+                outcome = "done" if record.exit_code == 0 else f"exit code {record.exit_code}: {record.error}"
+                say(f"cell {settled + ran}/{len(cells)}  {ended.cell.name}  {outcome}  {span(left)} left")
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; {settled + ran} of {len(cells)} cells are done, the same command goes on", signal.SIGINT
+        ) from None
+    finally:
+        for entry in running:
+            entry.process.send_signal(signal.SIGINT)
+        for entry in running:
+            _wait(entry.process)
+
+
+def available_threads() -> int:
+    """What OMP_NUM_THREADS says, else the processors that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def span(seconds: float) -> str:
+    """75 -> "1 min 15 s", 3700 -> "1 h 01 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _start(cell: Cell, budget: Budget, store: Store, threads: int) -> _Running:
+    # A state of these very settings is gone on from; one of others, or an older output, makes room.
+    goes_on = store.record(cell) is not None and not store.out(cell).exists()
+    store.note(cell, Record(cell.settings))
+    command = [sys.executable, "-m", "sapp_cli", "prune", str(budget.checkpoint), "--recipe", budget.recipe]
+    command += ["--out", str(store.out(cell)), "--layout", "bsr", "--resume" if goes_on else "--overwrite"]
+    with store.log(cell).open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *budget.options, *cell.options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
+        )
+    return _Running(cell, process, time.monotonic())
+
+
+def _finish(ended: _Running, store: Store) -> Record:
+    code = ended.process.returncode
+    error = "" if code == 0 else _last_words(store, ended.cell)
+    record = Record(ended.cell.settings, code, error, round(time.monotonic() - ended.began, 3))
+    store.note(ended.cell, record)
+    return record
+
+
+def _last_words(store: Store, cell: Cell) -> str:
+    """The error that the run ended with, from its log."""
+    lines = store.log(cell).read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return "\n".join(errors or lines[-LAST_LINES:])
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

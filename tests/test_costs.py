@@ -1,0 +1,110 @@
+"""How often a weight is applied to one example, by hand for every kind of layer."""
+
+import pytest
+import torch
+from torch import nn
+
+from sapp_cli.costs import count_applications, multiply_adds_of_blocks
+from sapp_cli.errors import SettingError
+from sapp_cli.layers import decide_layers
+from sapp_cli.pruner import Pruner
+from sapp_cli.recipe.schema import PruneSection
+
+EVERYTHING = PruneSection(block_size=2, min_blocks=1, sparsity=0.5)
+
+
+def applications(model, *inputs, examples=1):
+    layers = decide_layers(model, EVERYTHING)
+    return count_applications(model, layers, lambda: model(*inputs), examples)
+
+
+def test_a_linear_sees_tokens_and_a_convolution_positions():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image = nn.Conv2d(3, 8, 3, stride=2)  # 9×9 -> 4×4
+            self.groups = nn.Conv2d(8, 8, 1, groups=4)
+            self.tokens = nn.Linear(8, 6)
+            self.pooled = nn.Linear(6, 4)
+            self.unused = nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.groups(self.image(x)).flatten(2).mT
+            return self.pooled(self.tokens(x).mean(1))
+
+    found = applications(Network(), torch.randn(5, 3, 9, 9), examples=5)
+    assert found == {
+        "image.weight": 16,
+        "groups.weight": 16,
+        "tokens.weight": 16,
+        "pooled.weight": 1,
+        "unused.weight": 0,
+    }
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_and_the_fused_layer_of_torch(training):
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).train(training)
+    found = applications(model, torch.randn(1, 7, 8))
+    assert found == {
+        "self_attn.in_proj_weight": 7,
+        "self_attn.out_proj.weight": 7,
+        "linear1.weight": 7,
+        "linear2.weight": 7,
+    }
+    assert model.training is training
+
+
+def test_keys_and_values_of_another_length():
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=4, batch_first=True)
+
+        def forward(self, x, keys, values):
+            return self.attention(x, key=keys, value=values)[0]
+
+    found = applications(Cross(), torch.randn(1, 3, 8), torch.randn(1, 5, 6), torch.randn(1, 5, 4))
+    assert found == {
+        "attention.q_proj_weight": 3,
+        "attention.k_proj_weight": 5,
+        "attention.v_proj_weight": 5,
+        "attention.out_proj.weight": 3,
+    }
+
+
+def test_an_output_layer_tied_to_the_embedding_counts_and_the_look_up_does_not():
+    class Speaker(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(20, 8)
+            self.layer = nn.Linear(8, 8)
+            self.head = nn.Linear(8, 20, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x):
+            return self.head(self.layer(self.layer(self.embedding(x))))
+
+    assert applications(Speaker(), torch.zeros(1, 6, dtype=torch.long)) == {"embedding.weight": 6, "layer.weight": 12}
+
+
+def test_neither_statistics_nor_random_numbers_move():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
+    before, state = model[1].running_mean.clone(), torch.get_rng_state()
+    applications(model, torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(model[1].running_mean, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model[2].training
+
+
+def test_what_a_block_costs_and_who_has_to_say_so():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    layers = decide_layers(model, EVERYTHING)
+    assert multiply_adds_of_blocks(layers, {"0.weight": 3, "1.weight": 1}) == {"0.weight": 12, "1.weight": 4}
+    settings = {"block_size": 2, "min_blocks": 1, "allocation": "multiply-adds"}
+    with pytest.raises(SettingError) as caught:
+        Pruner(model, settings, 20)
+    assert str(caught.value) == (
+        "prune.allocation: multiply-adds has to be measured first: give the Pruner `costs`, from sapp_cli.costs"
+    )
+    assert Pruner(model, settings, 20, costs={"0.weight": 12, "1.weight": 4}).costs == {"0.weight": 12, "1.weight": 4}
