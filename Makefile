@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 ENCODER := runs/minilm
 
-.PHONY: demo test check fix setup docs release-check sentences encoder fuzz bench bench-sparse-phases bench-cuda bench-reading bench-training clean
+.PHONY: demo test check fix setup docs release-check sentences encoder fuzz bench bench-sparse-phases bench-cuda bench-reading bench-training predictions clean
 
 setup: $(READY)
 
@@ -75,6 +75,10 @@ bench-training: $(READY)
 bench-sparse-phases: $(READY)
 	$(BIN)/python scripts/bench_sparse_phases.py --threads 1 --out runs/sparse-phases-1.json
 	$(BIN)/python scripts/bench_sparse_phases.py --threads 2 --out runs/sparse-phases-2.json
+
+# Memory and time as `sapp plan` predicts them against what runs then use; nothing else should run meanwhile.
+predictions: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.check_predictions --out runs/predictions.json
 
 # Reading speed and memory of `sapp report` on a synthetic checkpoint of 4 GB.
 bench-reading: $(READY)

@@ -17,8 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sapp_cli.core.masks import as_matrix, block_norms, from_matrix, scale_blocks, spread
+from sapp_cli.core.masks import (
+    as_matrix,
+    block_norms,
+    from_matrix,
+    gather_blocks,
+    scale_blocks,
+    scatter_blocks,
+    spread,
+)
 from sapp_cli.core.selection import final_count
+from sapp_cli.core.workspace import Workspace
 from sapp_cli.errors import SettingError
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 from sapp_cli.methods import BlockState, Method
@@ -112,14 +121,14 @@ def matrix_layout(module: nn.Module, attribute: str) -> MatrixLayout | None:
         kind = "linear"  # in_proj_weight holds query, key and value as one matrix (3·embed, embed)
     elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and attribute == "weight":
         kind = "conv"
-    elif _is_hf_conv1d(module) and attribute == "weight":
+    elif is_hf_conv1d(module) and attribute == "weight":
         kind = "transposed"
     else:
         return None
     return MatrixLayout(kind, tuple(getattr(module, attribute).shape))
 
 
-def _is_hf_conv1d(module: nn.Module) -> bool:
+def is_hf_conv1d(module: nn.Module) -> bool:
     """GPT-2's `Conv1D`, a Linear stored in × out; recognized without importing transformers."""
     return any(cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers.") for cls in type(module).__mro__)
 
@@ -183,6 +192,13 @@ def _unmatched(settings: PruneSection, rule: RuleSection, weights: list[Layer]) 
     )
 
 
+@dataclass(frozen=True, eq=False)
+class KeptBlocks:
+    """θ's kept blocks as a parameter of their own, which an optimizer moves in θ's place; no part of the model's state."""
+
+    values: nn.Parameter  # (K, bc, br), as `gather_blocks` gives them
+
+
 class MaskedWeight(nn.Module):
     """A torch parametrization: θ -> Ŵ = θ ⊙ spread(scale · keep), the same instance on every alias of a tied weight.
 
@@ -202,6 +218,8 @@ class MaskedWeight(nn.Module):
         self.grid = grid
         self.sparsity = sparsity
         self.encoded = False
+        self.workspace = Workspace()
+        self.kept: KeptBlocks | None = None  # while a sparse phase trains those by themselves
         self.round_to: torch.dtype | None = None  # while evaluating what an export in this dtype would hold
         every = torch.ones(grid.size, dtype=torch.bool)
         self.register_buffer("available", every if available is None else available, persistent=False)
@@ -213,14 +231,18 @@ class MaskedWeight(nn.Module):
         logits = None if self.logits is None else whole(self.logits)
         return BlockState(self.grid, self.keep, logits, density=float(1 - self.sparsity))
 
-    def block_scale(self, theta: Tensor) -> Tensor:
-        """What every block of θ is multiplied by, fp32 (R, C): the method's scale where kept, 0 elsewhere."""
-        scale = self.method.scale(as_matrix(theta, self.layout), self.state)
+    def block_scale(self, matrix: Tensor) -> Tensor:
+        """What every block of θ (out, in) is multiplied by, fp32 (R, C): the method's scale where kept, 0 elsewhere."""
+        scale = self.method.scale(matrix, self.state)
         return self.keep.float() if scale is None else scale * self.keep
 
     def forward(self, theta: Tensor) -> Tensor:
-        scale = self.block_scale(theta)
-        weight = from_matrix(scale_blocks(as_matrix(theta, self.layout), scale, self.grid), self.layout)
+        matrix = as_matrix(theta, self.layout)
+        if self.kept is not None and self.round_to is None:  # while it is set, θ is up to date (`Pruner.rounded`)
+            # Whoever asks for the whole weight gets it, and its gradient reaches the blocks.
+            matrix = scatter_blocks(self.kept.values, self.keep, self.grid)
+        matrix = scale_blocks(matrix, self.block_scale(matrix), self.grid, self.workspace)
+        weight = from_matrix(matrix, self.layout)
         if self.round_to is not None:
             weight = weight.to(self.round_to)
         return weight.to(theta.dtype)
@@ -236,8 +258,8 @@ class MaskedWeight(nn.Module):
     @torch.no_grad()
     def fold(self, theta: Tensor) -> Tensor:
         """The weight as it is exported, in fp32: pruned blocks are +0 (w·0 would give −0, or NaN for an infinite w)."""
-        scale = self.block_scale(theta)
-        matrix = scale_blocks(as_matrix(theta.float(), self.layout), scale, self.grid)
+        matrix = as_matrix(theta.float(), self.layout)
+        matrix = scale_blocks(matrix, self.block_scale(matrix), self.grid)
         matrix = torch.where(spread(self.keep, self.grid), matrix, 0.0)
         return from_matrix(matrix, self.layout)
 
@@ -262,6 +284,37 @@ class AttachedLayer:
     def matrix(self) -> Tensor:
         """θ as its matrix (out, in), detached."""
         return as_matrix(whole(self.theta.detach()), self.masked.layout)
+
+    @property
+    def trained(self) -> nn.Parameter:
+        """What the optimizer moves and gradients arrive at: θ, or its kept blocks while they are a parameter of their own."""
+        return self.theta if self.masked.kept is None else self.masked.kept.values
+
+    @torch.no_grad()
+    def part_kept_blocks(self) -> None:
+        """From here on the kept blocks are trained by themselves. θ stays as it is; its kept blocks are out of date."""
+        self.masked.kept = KeptBlocks(nn.Parameter(self.kept_of(self.theta)))
+
+    @torch.no_grad()
+    def kept_of(self, tensor: Tensor) -> Tensor:
+        """The kept blocks (K, bc, br) of a tensor in the weight's own shape."""
+        masked = self.masked
+        return gather_blocks(as_matrix(tensor.detach(), masked.layout), masked.keep, masked.grid)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring θ up to date, where its kept blocks are trained by themselves."""
+        masked = self.masked
+        if masked.kept is not None:
+            matrix = scatter_blocks(masked.kept.values, masked.keep, masked.grid)
+            self.theta.copy_(
+                from_matrix(torch.where(spread(masked.keep, masked.grid), matrix, self.matrix), masked.layout)
+            )
+
+    def join_kept_blocks(self) -> None:
+        """Train θ as a whole again."""
+        self.settle()
+        self.masked.kept = None
 
 
 def attach(

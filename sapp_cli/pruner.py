@@ -6,12 +6,13 @@ Our own loop, a user's loop and a trainer's callback all drive the same object:
     optimizer = torch.optim.AdamW(pruner.parameter_groups(lr=3e-4))
     for t, batch in enumerate(batches):
         pruner.step(t, optimizer)                                  # before each forward
-        ...
+        ...                                                        # with prune.score fisher: pruner.observe(t) after backward
     state = pruner.fold()                                          # a state dict under the model's own names
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,29 +20,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sapp_cli.core.masks import attention, from_matrix, spread
+from sapp_cli.core.masks import as_matrix, attention, from_matrix, spread
 from sapp_cli.core.schedule import Moment, Phase, PhaseSchedule, ramp
-from sapp_cli.core.selection import ramp_count, uniform
-from sapp_cli.errors import SettingError
-from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers, held, put, rows_held
-from sapp_cli.methods import SequentialAttention
-from sapp_cli.recipe.schema import PruneSection
+from sapp_cli.core.selection import floor_count, ramp_count, uniform, within_budget
+from sapp_cli.errors import SettingError, UsageError
+from sapp_cli.layers import AttachedLayer, FoldedState, Layer, attach, decide_layers, held, put, rows_held, whole
+from sapp_cli.methods import BlockState, SequentialAttention
+from sapp_cli.recipe.schema import PruneSection, exact
 
 LOGIT_RATES_ADD_UP_TO = 3.0  # under Adam, over the run: far enough for A to matter, short of collapse (docs/method.md)
 SGD_LOGIT_RATE_FACTOR = 3.0
 SGD_LOGIT_RATE_LIMIT = 1.0
+FISHER_DECAY = 0.95  # of the running mean of squared gradients: about the last twenty steps count
 
 
 class Pruner:
     """The masks of one model over one run.
 
     `settings`: the recipe's `prune` section, or a mapping of its keys. `stored_names` {name in the model: in the checkpoint}.
+    `costs` {layer name: what one of its blocks costs, an integer}: for `allocation: multiply-adds` or `time`, from
+    `sapp_cli.costs`.
 
     Attributes: `layers`, every weight with its decision; `attached`, the pruned ones in the live model; `schedule`;
     `support`, the masks {layer name: keep} of the last sparse phase, empty before the first; `exchanged`, the share of its
     kept blocks that the sparse phase before it had not kept, None before the second.
 
-    Raises SettingError if no layer would be pruned, a rule matches nothing, or the run is too short for its timetable.
+    Raises SettingError if no layer would be pruned, a rule matches nothing, the run is too short for its timetable, or an
+    allocation lacks its costs.
     """
 
     def __init__(
@@ -50,16 +55,19 @@ class Pruner:
         settings: PruneSection | Mapping[str, Any],
         steps: int,
         stored_names: Mapping[str, str] | None = None,
+        costs: Mapping[str, int] | None = None,
     ) -> None:
         self.settings = settings if isinstance(settings, PruneSection) else PruneSection.model_validate(settings)
         self.method = self.settings.settings
         self.schedule = make_schedule(self.settings, steps)
         self.layers = decide_layers(model, self.settings, stored_names)
+        self.costs = block_costs(self.layers, self.settings, costs)
         self._model = model
         self._names = list(model.state_dict())
         self.attached = attach(model, self.layers, self.method, self.settings.lock_zero_blocks)
         self.support: dict[str, Tensor] = {}
         self.exchanged: float | None = None
+        self.moments: dict[str, Tensor] = {}  # {layer name: running mean of (dL/dŴ)², in the weight's shape}
         self._held: dict[str, _Held] = {}
 
     def parameter_groups(
@@ -141,7 +149,7 @@ class Pruner:
 
         Where a phase begins, the state of `optimizer` is forgotten if one is given ("crucial", paper App. C.1).
         """
-        self.hold()
+        self._restore_pruned()
         moment = self.schedule.at(step)
         if moment.begins:
             self._begin(moment)
@@ -155,22 +163,60 @@ class Pruner:
             self._compare_support()
         return moment
 
+    @property
+    def observes(self) -> bool:
+        """True where blocks are ranked by gradients, which `observe` has to be shown."""
+        return self.settings.score == "fisher"
+
+    @torch.no_grad()
+    def observe(self, step: int) -> None:
+        """Gather the gradients of step `step` where the score is `fisher`; nothing otherwise, nor in a sparse phase.
+
+        Call it after the whole step's backward, when the gradients are those of its mean loss over all batches and
+        processes, and before they are clipped. A pruned block keeps what was gathered until it was pruned.
+        """
+        if not self.observes or self.schedule.at(step).phase is Phase.SPARSE:
+            return
+        for name, layer in self.attached.items():
+            if layer.theta.grad is None:
+                continue
+            masked = layer.masked
+            gradient = as_matrix(whole(layer.theta.grad), masked.layout).float()
+            # A step that overflows in fp16 is skipped by the optimizer; here it counts as none.
+            gradient = self.method.weight_gradient(gradient, layer.matrix, masked.state).nan_to_num(0.0, 0.0, 0.0)
+            moments = self._moments_of(name)
+            share = from_matrix(spread((1 - FISHER_DECAY) * masked.keep, masked.grid), masked.layout)
+            square = from_matrix(gradient.square(), masked.layout)
+            held(moments).lerp_(rows_held(moments, square), rows_held(moments, share))
+
     @torch.no_grad()
     def hold(self) -> None:
-        """Put the weights and logits of pruned blocks back to what they were when pruned, bit by bit.
+        """Make the parameters what they are meant to be: pruned blocks as they were when pruned, bit by bit, kept ones trained.
 
-        Decay and momentum move them in an optimizer's step; `step` and `fold` undo that before they look at anything.
+        Decay and momentum move pruned ones in an optimizer's step; `step` and `fold` undo that before they look at anything.
+        Kept blocks that are trained by themselves (`training.sparse_phases`) are written into the weights they belong to.
         """
+        self._restore_pruned()
+        for layer in self.attached.values():
+            layer.settle()
+
+    def _restore_pruned(self) -> None:
         for name, before in self._held.items():
             before.restore(self.attached[name])
 
     @torch.no_grad()
     def restore(
-        self, steps_done: int, masks: Mapping[str, Tensor], support: Mapping[str, Tensor] | None = None
+        self,
+        steps_done: int,
+        masks: Mapping[str, Tensor],
+        support: Mapping[str, Tensor] | None = None,
+        moments: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Go on from a saved run: the model's state is loaded already, `masks` and `support` were those of then."""
+        """Go on from a saved run: the model's state is loaded already; masks, support and moments were those of then."""
         for name, keep in self.masks.items():
             keep.copy_(masks[name])
+        for name, gathered in (moments or {}).items():
+            put(self._moments_of(name), gathered)
         self.support = {name: keep.to(self.masks[name].device) for name, keep in (support or {}).items()}
         if steps_done:
             self._remember(self.schedule.at(steps_done - 1))
@@ -209,7 +255,7 @@ class Pruner:
             for layer in self.attached.values():
                 layer.masked.keep.copy_(layer.masked.available)
         elif moment.phase is Phase.SPARSE and moment.after_dense:
-            self._select({name: layer.layer.kept_count for name, layer in self.attached.items()})  # fewer, if locked
+            self._select({name: layer.layer.kept_count for name, layer in self.attached.items()})
         for name, layer in self.attached.items():
             matrix, state = layer.matrix.clone(), layer.masked.state
             self.method.begin(moment, matrix, state, before[name])
@@ -220,21 +266,48 @@ class Pruner:
     def _shrink(self, moment: Moment) -> None:
         """A sparsification step: the blocks of least score among those still there go. Never revives one."""
         share = ramp(moment.progress, self.settings.exponent)
-        counts = {}
-        for name, layer in self.attached.items():
-            count = ramp_count(layer.masked.sparsity, layer.masked.grid.count, share)
-            counts[name] = min(count, int(layer.masked.keep.sum()))
-        if any(counts[name] < int(keep.sum()) for name, keep in self.masks.items()):
+        counts = {
+            name: ramp_count(layer.masked.sparsity, layer.masked.grid.count, share)
+            for name, layer in self.attached.items()
+        }
+        if self.costs is not None or any(counts[name] < int(keep.sum()) for name, keep in self.masks.items()):
             self._select(counts)
 
     def _select(self, counts: Mapping[str, int]) -> None:
-        """Keep the `counts` best of the blocks still kept, or all of them if they are fewer; all layers in one selection."""
+        """Keep the best of the blocks still kept, all layers in one selection: `counts` of each, or what so many cost.
+
+        A layer that has fewer, because zero blocks are locked, keeps them all.
+        """
         scores = {}
         for name, layer in self.attached.items():
-            score = self.method.scores(layer.matrix, layer.masked.state)
+            score = self.method.scores(layer.matrix, self._block_state(name))
             scores[name] = score.masked_fill(~layer.masked.keep, -torch.inf)
-        for name, keep in uniform(scores, counts).items():
+        if self.costs is None:
+            chosen = uniform(scores, counts)
+        else:
+            floor = exact(self.settings.floor)
+            floors = {name: floor_count(floor, layer.layer.kept_count) for name, layer in self.attached.items()}
+            chosen = within_budget(scores, counts, self.costs, floors)
+        for name, keep in chosen.items():
             self.attached[name].masked.keep.logical_and_(keep)
+
+    def _block_state(self, name: str) -> BlockState:
+        """What a method is told of a layer's blocks, gathered gradients included where they rank them."""
+        state = self.attached[name].masked.state
+        if self.observes:
+            if not self.moments:
+                raise UsageError(
+                    "score fisher: no gradient was seen yet; call pruner.observe(step) after each backward"
+                )
+            # Zeros for a layer that takes no part in the loss, such as an unused pooler: all its blocks are equal.
+            state.moments = as_matrix(whole(self._moments_of(name)), self.attached[name].masked.layout)
+        return state
+
+    def _moments_of(self, name: str) -> Tensor:
+        """What was gathered of a layer, zeros at first; under FSDP spread as its weight is."""
+        if name not in self.moments:
+            self.moments[name] = torch.zeros_like(self.attached[name].theta, dtype=torch.float32, requires_grad=False)
+        return self.moments[name]
 
     def _compare_support(self) -> None:
         if self.support:
@@ -273,15 +346,43 @@ class _Held:
         return cls(pruned, values, entries, logits)
 
     def restore(self, layer: AttachedLayer) -> None:
-        if self.entries is not None and self.weights is not None:
+        # Where the kept blocks are trained by themselves, nobody moves the others.
+        if self.entries is not None and self.weights is not None and layer.masked.kept is None:
             held(layer.theta)[self.entries] = self.weights
         if self.logits is not None and layer.masked.logits is not None:
             held(layer.masked.logits)[self.pruned] = self.logits
 
 
 def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
-    """The phases of a run of `steps` steps. Raises SettingError, naming the smallest number that works, if it is too short."""
+    """The phases of a run of `steps` steps.
+
+    Raises SettingError, naming the smallest number that works, if it is too short, or where nothing comes before the first
+    selection that gradients could be gathered in.
+    """
+    spans = settings.settings.spans(settings.timetable)
+    if settings.score == "fisher" and spans[0].phase is not Phase.DENSE:
+        raise SettingError(
+            [("prune.phases", "score fisher gathers gradients first: give `dense` a share of the run, e.g. 0.05")]
+        )
     try:
-        return PhaseSchedule(settings.settings.spans(settings.timetable), steps)
+        return PhaseSchedule(spans, steps)
     except ValueError as error:
         raise SettingError([("train.steps", str(error))]) from error
+
+
+def block_costs(
+    layers: list[Layer], settings: PruneSection, costs: Mapping[str, int] | None = None
+) -> dict[str, int] | None:
+    """{pruned layer: what one block costs} in the unit of the allocation; None where each layer has its own count.
+
+    Parameters are known from the blocks, other costs are those given. Raises SettingError where they are needed and missing.
+    """
+    pruned = [layer for layer in layers if layer.pruned]
+    if settings.allocation == "uniform":
+        return None
+    if settings.allocation == "parameters":
+        return {layer.name: math.prod(layer.grid.block) for layer in pruned if layer.grid is not None}
+    if costs is None:
+        problem = f"{settings.allocation} has to be measured first: give the Pruner `costs`, from sapp_cli.costs"
+        raise SettingError([("prune.allocation", problem)])
+    return {layer.name: costs[layer.name] for layer in pruned}

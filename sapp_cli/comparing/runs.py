@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sapp_cli.comparing.cells import Budget, Cell, Record, Store
-from sapp_cli.errors import Interrupted
+from sapp_cli.errors import DataError, Interrupted
 
 PAUSE = 0.1  # seconds between two looks at the running processes
 PATIENCE = 120  # seconds that an interrupted run has to save its state
@@ -28,8 +28,9 @@ class _Running:
 def run_cells(cells: Sequence[Cell], budget: Budget, store: Store, jobs: int, say: Callable[[str], None]) -> None:
     """Run every cell that is not settled, `jobs` at a time; the processor's threads are shared out among them.
 
-    What fails is recorded and does not stop the others. A cell that was interrupted before goes on from its state. An
-    interruption is handed on to the running cells; Interrupted once they have saved their states.
+    What fails is recorded and does not stop the others, but for a file that is missing or damaged: DataError. A cell that
+    was interrupted before goes on from its state. An interruption is handed on to the running cells; Interrupted once they
+    have saved their states.
     """
     pending = [cell for cell in cells if not store.is_settled(cell)]
     settled = len(cells) - len(pending)
@@ -50,6 +51,8 @@ def run_cells(cells: Sequence[Cell], budget: Budget, store: Store, jobs: int, sa
                 left = (time.monotonic() - began) / ran * (len(pending) + len(running))
                 outcome = "done" if record.exit_code == 0 else f"exit code {record.exit_code}: {record.error}"
                 say(f"cell {settled + ran}/{len(cells)}  {ended.cell.name}  {outcome}  {span(left)} left")
+                if record.exit_code == DataError.exit_code:  # the checkpoint and the data are the same for all cells
+                    raise DataError(record.error)
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted; {settled + ran} of {len(cells)} cells are done, the same command goes on", signal.SIGINT

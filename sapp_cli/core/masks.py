@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sapp_cli.core.workspace import Workspace
 from sapp_cli.grid import BlockGrid, MatrixLayout
+
+SMALL = 1 << 17  # entries: a matrix below stays in the cache, whatever is done to it
+PASS = 1 << 18  # entries of a large one that are worked on together, while they are in the cache
 
 
 def attention(logits: Tensor) -> Tensor:
@@ -53,8 +57,23 @@ def as_blocks(matrix: Tensor, grid: BlockGrid) -> Tensor:
     return matrix.reshape(rows, br, columns, bc)
 
 
+def gather_blocks(matrix: Tensor, keep: Tensor, grid: BlockGrid) -> Tensor:
+    """The kept blocks of the matrix, row by row, each turned: (K, bc, br); ragged ones are filled up with zeros."""
+    return as_blocks(matrix, grid).permute(0, 2, 3, 1)[keep].contiguous()
+
+
+def scatter_blocks(blocks: Tensor, keep: Tensor, grid: BlockGrid) -> Tensor:
+    """The inverse of `gather_blocks`: (K, bc, br) -> (out, in), zeros where nothing is kept; differentiable."""
+    (rows, columns), (br, bc) = grid.size, grid.block
+    whole = blocks.new_zeros(rows, columns, bc, br).index_put((keep,), blocks).permute(0, 3, 1, 2).reshape(grid.padded)
+    return whole[: grid.matrix[0], : grid.matrix[1]]
+
+
 def block_norms(matrix: Tensor, grid: BlockGrid) -> Tensor:
     """‖W_b‖_F of every block in fp32, (R, C); differentiable, with gradient 0 at a zero block."""
+    if _streams(matrix, grid) and not (torch.is_grad_enabled() and matrix.requires_grad):
+        squares = [part.square().sum(1).sum(2) for part in torch.split(as_blocks(matrix, grid), _rows_a_pass(grid))]
+        return torch.cat(squares).sqrt()
     norms: Tensor = torch.linalg.vector_norm(as_blocks(matrix.float(), grid), dim=(1, 3))
     return norms
 
@@ -66,33 +85,84 @@ def spread(per_block: Tensor, grid: BlockGrid) -> Tensor:
     return whole[: grid.matrix[0], : grid.matrix[1]]
 
 
-def scale_blocks(matrix: Tensor, per_block: Tensor, grid: BlockGrid) -> Tensor:
-    """Matrix ⊙ spread(per_block), (out, in); differentiable in both, saving nothing but its two inputs."""
-    return _ScaleBlocks.apply(matrix, per_block, grid)  # type: ignore[no-any-return, no-untyped-call]
+def scale_blocks(matrix: Tensor, per_block: Tensor, grid: BlockGrid, workspace: Workspace | None = None) -> Tensor:
+    """Matrix ⊙ spread(per_block), (out, in); differentiable in both, saving nothing but its two inputs.
 
-
-def _scale(matrix: Tensor, per_block: Tensor, grid: BlockGrid) -> Tensor:
-    if grid.ragged:
-        return matrix * spread(per_block, grid)
-    (rows, columns), _ = grid.size, grid.block
-    return (as_blocks(matrix, grid) * per_block.view(rows, 1, columns, 1)).view(grid.matrix)
+    A large product, and its gradient after it, lie in the memory of `workspace` if there is one.
+    """
+    if not matrix.is_contiguous() and matrix.t().is_contiguous():
+        turned = BlockGrid((grid.matrix[1], grid.matrix[0]), (grid.block[1], grid.block[0]))
+        return scale_blocks(matrix.t(), per_block.t(), turned, workspace).t()
+    return _ScaleBlocks.apply(matrix, per_block, grid, workspace)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ScaleBlocks(torch.autograd.Function):
     """The product's backward by hand: autograd would keep the spread mask, as large as the weight, for every layer."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, per_block: Tensor, grid: BlockGrid) -> Tensor:
-        ctx.grid = grid
+    def forward(ctx: Any, matrix: Tensor, per_block: Tensor, grid: BlockGrid, workspace: Workspace | None) -> Tensor:
+        ctx.grid, ctx.workspace = grid, workspace
         ctx.save_for_backward(matrix, per_block)
-        return _scale(matrix, per_block, grid)
+        return _scale(matrix, per_block, grid, workspace)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         matrix, per_block = ctx.saved_tensors
-        grad_matrix = _scale(grad, per_block, ctx.grid) if ctx.needs_input_grad[0] else None
-        grad_blocks = None
+        both = all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()  # it is for gradients of gradients
+        if both and _streams(grad, ctx.grid) and _streams(matrix, ctx.grid):
+            return *_gradients_in_one_pass(grad, matrix, per_block, ctx.grid, ctx.workspace), None, None
+        grad_matrix = grad_blocks = None
+        if ctx.needs_input_grad[0]:
+            grad_matrix = _scale(grad, per_block, ctx.grid)
         if ctx.needs_input_grad[1]:
             grad_blocks = (as_blocks(grad, ctx.grid) * as_blocks(matrix, ctx.grid)).sum((1, 3))  # (R, C)
-        return grad_matrix, grad_blocks, None
+        return grad_matrix, grad_blocks, None, None
+
+
+def _scale(matrix: Tensor, per_block: Tensor, grid: BlockGrid, workspace: Workspace | None = None) -> Tensor:
+    if grid.ragged:
+        return matrix * spread(per_block, grid)
+    (rows, columns), _ = grid.size, grid.block
+    scale = per_block.view(rows, 1, columns, 1)
+    if workspace is None or not _streams(matrix, grid) or per_block.dtype != matrix.dtype:
+        return (as_blocks(matrix, grid) * scale).view(grid.matrix)
+    product = workspace.like(matrix)
+    torch.mul(as_blocks(matrix, grid), scale, out=as_blocks(product, grid))
+    return product
+
+
+def _gradients_in_one_pass(
+    grad: Tensor, matrix: Tensor, per_block: Tensor, grid: BlockGrid, workspace: Workspace | None
+) -> tuple[Tensor, Tensor]:
+    """Those of the matrix and of the blocks, some block rows at a time: `grad` is read from memory once."""
+    (rows, columns), _ = grid.size, grid.block
+    each = _rows_a_pass(grid)
+    grad_matrix = (workspace or Workspace()).like(matrix)
+    grad_blocks = torch.empty_like(per_block)
+    products = torch.empty((min(each, rows), grid.block[0], columns, grid.block[1]), dtype=matrix.dtype)
+    whole = (as_blocks(grad, grid), as_blocks(matrix, grid), as_blocks(grad_matrix, grid))
+    parts = [*whole, per_block.view(rows, 1, columns, 1), grad_blocks]
+    for its_grad, its_matrix, out, scale, its_blocks in zip(*(torch.split(part, each) for part in parts), strict=True):
+        product = torch.mul(its_grad, its_matrix, out=products[: len(out)])
+        torch.sum(product, (1, 3), out=its_blocks)
+        torch.mul(its_grad, scale, out=out)
+    return grad_matrix, grad_blocks
+
+
+def _streams(matrix: Tensor, grid: BlockGrid) -> bool:
+    """True for a matrix large enough for the time to go into moving it between the CPU and its memory."""
+    return (
+        not torch.compiler.is_compiling()  # what is compiled gets passes of its own
+        and type(matrix) is Tensor
+        and matrix.device.type == "cpu"
+        and matrix.dtype == torch.float32
+        and matrix.numel() >= SMALL
+        and matrix.is_contiguous()
+        and not grid.ragged
+    )
+
+
+def _rows_a_pass(grid: BlockGrid) -> int:
+    """Block rows."""
+    return max(1, PASS // (grid.block[0] * grid.matrix[1]))

@@ -77,12 +77,24 @@ class ColumnsSection(Section):
     """Usual: image."""
 
 
+class CriteoSection(Section):
+    """Of `source: criteo`."""
+
+    buckets: Annotated[int, Field(ge=2)] = 100_000
+    """Values that each categorical column is hashed into; the network's embeddings have as many rows a column."""
+
+    shuffle_rows: PositiveInt = 262_144
+    """Lines that are shuffled together; they follow one another in the file, and memory holds two such windows, of about
+    400 bytes a line."""
+
+
 class DataSection(Section):
     """Where training and validation rows come from. `plan` works without any."""
 
-    source: Literal["tensors", "datasets", "factory"] = "datasets"
+    source: Literal["tensors", "datasets", "criteo", "factory"] = "datasets"
     """`tensors`: .safetensors or .npz with `inputs` and `targets`; `datasets`: parquet, csv, json(l), text or an image
-    folder read by Hugging Face datasets; `factory`: a callable of yours that returns the two datasets."""
+    folder read by Hugging Face datasets; `criteo`: click logs of 40 tab-separated fields, streamed, gzipped or not;
+    `factory`: a callable of yours that returns the two datasets."""
 
     files: FilesSection = FilesSection()
 
@@ -105,6 +117,8 @@ class DataSection(Section):
 
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load data beside the training."""
+
+    criteo: CriteoSection = CriteoSection()
 
     factory: Factory | None = None
     """Of `source: factory`: a callable that returns {"train": Dataset, "validation": Dataset} of rows that are dicts of
@@ -202,6 +216,9 @@ class OptimizerSection(Section):
     nesterov: bool = False
     """Of sgd."""
 
+    fused: Literal["auto"] | bool = "auto"
+    """One kernel for all of an update, where torch has it; auto: on a CPU and on CUDA, unless FSDP has spread the weights."""
+
     reset: bool = True
     """Forget the optimizer's state (moments, momentum) where a phase begins ("crucial", App. C.1)."""
 
@@ -252,8 +269,20 @@ class TrainSection(Section):
     shard: bool = False
     """Of several processes: spread weights, gradients and optimizer state over them (FSDP2), where otherwise each has all."""
 
+    sparse_phases: Literal["auto", "measured", "masked", "kept-blocks"] = "auto"
+    """How pruned Linear layers are trained while their mask is fixed. `masked`: whole weights times their mask, as in the
+    other phases; `kept-blocks`: computing with the kept blocks only, with optimizer state for these only. auto: the faster
+    of both for each layer, by a rule made from measurements; `measured`: timed as a sparse phase begins, so that two runs
+    may differ in their last bits."""
+
     deterministic: bool = False
     """Ask CUDA for deterministic kernels; a CPU run is deterministic anyway."""
+
+    compile: bool = False
+    """Compile forward and backward (torch.compile): minutes at the start; on a CPU it needs a C++ compiler."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
     accumulate: PositiveInt = 1
     """Batches whose gradients are averaged into one step."""
@@ -266,6 +295,9 @@ class TrainSection(Section):
 
     evaluation_rows: PositiveInt | None = None
     """Validation rows used for the evaluations during the run; null: all. The first and the last always use all."""
+
+    stop_on_collapse: bool = True
+    """End the run with exit code 6 where two evaluations running, well into a sparse phase, are no better than guessing."""
 
     save_steps: PositiveInt | None = None
     """Steps between saved run states, from which --resume goes on; null: by `save_minutes`."""
@@ -363,6 +395,21 @@ class PruneSection(Section):
     """Timetable: `fine-tune` for trained checkpoints, the paper's two for training from scratch, or fractions of one's
     own."""
 
+    score: Literal["attention", "effective-norm", "norm", "fisher"] | None = None
+    """How blocks rank, for every method. `effective-norm`: by the norm of what pruning removes; `norm`: by ‖W_b‖_F;
+    `fisher`: by √(Σ g²·W²) with the gradients g of the dense and sparsification phases, times A under
+    sequential-attention; `attention`: by A, which only that method has. null: `prune.attention.score` under
+    sequential-attention, `norm` under the others."""
+
+    allocation: Literal["uniform", "parameters", "multiply-adds", "time"] = "uniform"
+    """Where the blocks go. `uniform`: every layer keeps the share that its target says. The others add up what these
+    blocks cost, in stored parameters, multiply-adds of an example, or measured time, and spend that over all layers on
+    the blocks of greatest score per cost. Scores compare across layers with score `fisher`, not by norm."""
+
+    floor: Share = 0.2
+    """Of an allocation over all layers: each layer keeps at least this share of the blocks that `uniform` would leave
+    it, and always one."""
+
     attention: SequentialAttention = SequentialAttention()
     """Settings of method sequential-attention."""
 
@@ -372,11 +419,20 @@ class PruneSection(Section):
     rules: list[RuleSection] = []
     """Exceptions for single layers."""
 
+    @model_validator(mode="after")
+    def _method_has_the_score(self) -> PruneSection:
+        if self.score == "attention" and self.method != "sequential-attention":
+            raise ValueError(
+                f"score attention needs method sequential-attention, {self.method} has none; take fisher or norm"
+            )
+        return self
+
     @property
     def settings(self) -> Method:
         """The method with its settings."""
+        own = self.score is not None and self.score != "fisher"
         methods: dict[MethodName, Method] = {
-            "sequential-attention": self.attention,
+            "sequential-attention": self.attention.model_copy(update={"score": self.score}) if own else self.attention,
             "acdc": self.acdc,
             "powerprop": Powerprop(),
             "magnitude": Magnitude(),

@@ -14,7 +14,8 @@ from sapp_cli.runtime.driver import generate
 from sapp_cli.runtime.isa import Isa
 from sapp_cli.runtime.kernel_shape import KernelShape
 
-_LOCK = Lock()
+LOCK = Lock()
+"""Held while LLVM works, which is not made for two threads at once."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class MachineCode:
 @cache
 def compiled(shape: KernelShape, *, openmp: bool) -> MachineCode:
     """The machine code of this shape; about a quarter of a second where it is new."""
-    with _LOCK:
+    with LOCK:
         machine, module = optimized(shape, openmp=openmp)
         engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
@@ -41,14 +42,18 @@ def compiled(shape: KernelShape, *, openmp: bool) -> MachineCode:
 
 def optimized(shape: KernelShape, *, openmp: bool) -> tuple[Any, Any]:
     """(target machine, optimized module), verified by LLVM; for any processor LLVM knows, this one or not."""
-    triple = shape.isa.triple or llvm.get_process_triple()
-    _initialize(shape.isa)
-    text = generate(shape, openmp=openmp)
+    return optimize(generate(shape, openmp=openmp), shape.isa)
+
+
+def optimize(text: Any, isa: Isa) -> tuple[Any, Any]:
+    """The same of any module that was generated for this instruction set."""
+    triple = isa.triple or llvm.get_process_triple()
+    _initialize(isa)
     text.triple = triple
     module = llvm.parse_assembly(str(text))
     module.verify()
     machine = llvm.Target.from_triple(triple).create_target_machine(
-        cpu=_cpu(shape.isa), features=shape.isa.features, opt=3, jit=shape.isa.triple is None
+        cpu=_cpu(isa), features=isa.features, opt=3, jit=isa.triple is None
     )
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.slp_vectorization = False  # the tiles are vectors already,

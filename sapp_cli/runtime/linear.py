@@ -17,6 +17,7 @@ from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import WAYS, Choice
+from sapp_cli.runtime.gpu import is_captured
 from sapp_cli.runtime.operators import block_sparse_linear, registered
 from sapp_cli.runtime.packing import input_major
 from sapp_cli.runtime.plain import dense_weight
@@ -29,7 +30,8 @@ class BlockSparseLinear(nn.Module):
     """y = x Wᵀ + bias for any leading dimensions of x, W given by its kept blocks; for inference, the weights are frozen.
 
     A forward pass takes the fastest of several ways, measured at the first batch of a size (`choices` says which and
-    why); set `way` to one of "kernel", "torch", "dense", "onednn" to have always the same. Gradients reach x.
+    why); set `way` to one of "kernel", "triton", "torch-bsr", "torch", "dense", "onednn" to have always the same: the first
+    and the last are for a CPU, the second and third for a GPU. Gradients reach x.
     The indices are checked here and whenever a state is loaded: CheckpointError says what is wrong with them.
     """
 
@@ -132,6 +134,11 @@ class BlockSparseLinear(nn.Module):
         """The ways to multiply x of this dtype by the weights as they are now."""
         stamp = self._stamp()
         if stamp != self._known:
+            if is_captured(self.values):
+                raise RuntimeError(
+                    "a BlockSparseLinear checks its indices before it computes for the first time, which cannot be done while "
+                    "a CUDA graph is captured; run the model once before, as torch.cuda.graph asks for anyway"
+                )
             self.check()
             self._products.clear()
             self._known = stamp

@@ -1,9 +1,11 @@
-"""Block-sparse products in plain torch: the way without a kernel, and the gradient. Any dtype, any device.
+"""Block-sparse products in plain torch: the way without a kernel, and the gradients. Any dtype, any device.
 
 M: rows of x.  R, C: block rows and columns.  br, bc: rows and columns of a block.  n: kept blocks of a block row.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -48,6 +50,20 @@ class PlainProduct:
                 parts = padded[:, row * br : (row + 1) * br] @ weights
                 blocks.index_add_(1, self._col[first:last], parts.view(len(gradient), -1, bc).to(wide))
         return blocks.flatten(1)[:, :in_features].to(gradient.dtype)
+
+
+def weight_gradient(x: Tensor, gradient: Tensor, crow: Tensor, col: Tensor, grid: BlockGrid) -> Tensor:
+    """Of y (M, out), for x (M, in) -> of the kept blocks (K, bc, br), columns before outputs."""
+    (rows, columns), (br, bc), (out, in_features) = grid.size, grid.block, grid.matrix
+    blocks = F.pad(x, (0, columns * bc - in_features)).view(len(x), columns, bc)  # (M, C, bc)
+    padded = F.pad(gradient, (0, rows * br - out))
+    bounds, col = crow.tolist(), col.to(x.device, torch.int64)
+    found = x.new_zeros(len(col), bc, br)
+    for row, (first, last) in enumerate(pairwise(bounds)):
+        if first < last:
+            gathered = blocks[:, col[first:last]].flatten(1)  # (M, n·bc)
+            found[first:last] = (gathered.t() @ padded[:, row * br : (row + 1) * br]).view(-1, bc, br)
+    return found
 
 
 def dense_weight(values: Tensor, crow: Tensor, col: Tensor, grid: BlockGrid) -> Tensor:

@@ -13,9 +13,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sapp_cli.inputs.data import Batch, DataSets
+from sapp_cli.inputs.rows import StreamedRows
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class BatchPlan:
         order = self._order(epoch)
         return [self._cut(order, number) for number in range(start, self.batches_per_epoch)]
 
+    def places(self, number: int) -> range:
+        """Where the rows of batch `number` stand in the order of an epoch, for this process."""
+        start = number * self.size * self.world
+        return range(start + self.rank, min(start + self.size * self.world, self.rows), self.world)
+
     def _order(self, epoch: int) -> Tensor:
         # Mixed, because the generator looks at 32 bits only: neither sums nor shifts keep seed and epoch apart there.
         mixed = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
@@ -57,6 +63,10 @@ def training_batches(data: DataSets, plan: BatchPlan, workers: int, start: int =
     first_epoch, first = divmod(start, plan.batches_per_epoch)
     for epoch in itertools.count(first_epoch):
         data.set_epoch(epoch)
+        if isinstance(data.train, StreamedRows):
+            batches = _StreamedBatches(data.train, plan, epoch, first if epoch == first_epoch else 0)
+            yield from DataLoader(batches, batch_size=None, num_workers=workers)
+            continue
         loader: DataLoader[Any] = DataLoader(
             data.train,
             batch_sampler=plan.epoch(epoch, first if epoch == first_epoch else 0),
@@ -68,6 +78,22 @@ def training_batches(data: DataSets, plan: BatchPlan, workers: int, start: int =
         yield from loader
 
 
+class _StreamedBatches(IterableDataset[Batch]):
+    """The batches of an epoch from number `start` on; of several workers each makes every so many-th."""
+
+    def __init__(self, rows: StreamedRows, plan: BatchPlan, epoch: int, start: int) -> None:
+        self._rows = rows
+        self._plan = plan
+        self._epoch = epoch
+        self._start = start
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, step = (self._start, 1) if worker is None else (self._start + worker.id, worker.num_workers)
+        for number in range(first, self._plan.batches_per_epoch, step):
+            yield self._rows.take(self._plan.places(number), (self._plan.seed, self._epoch))
+
+
 def evaluation_batches(
     data: DataSets, size: int, rows: int | None = None, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
@@ -75,8 +101,9 @@ def evaluation_batches(
 
     Evenly spaced, because files are often sorted by class.
     """
+    streamed = data.validation if isinstance(data.validation, StreamedRows) else None
     for share in evaluation_shares(data, size, rows, rank, world):
-        yield data.collate([data.validation[index] for index in share])
+        yield streamed.take(share, None) if streamed else data.collate([data.validation[index] for index in share])
 
 
 def evaluation_shares(data: DataSets, size: int, rows: int | None, rank: int, world: int) -> Iterator[list[int]]:

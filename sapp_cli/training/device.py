@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -76,13 +77,17 @@ def reproducible(settings: TrainSection, accelerator: Accelerator) -> Iterator[N
 
     All processes draw the same until `draw_apart`: weights that a checkpoint lacks start equal everywhere.
     """
-    before = torch.are_deterministic_algorithms_enabled()
+    flags: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), flags.fill_uninitialized_memory
     set_seed(settings.seed)
     torch.use_deterministic_algorithms(settings.deterministic or accelerator.device.type == "cpu")
+    # It would write every new tensor twice, for those who read what was never written.
+    flags.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        flags.fill_uninitialized_memory = before[1]
 
 
 def draw_apart(settings: TrainSection, accelerator: Accelerator) -> None:

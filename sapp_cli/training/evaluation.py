@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -45,18 +46,17 @@ def evaluate(
             for name, (total, count) in sums.items() if counts else ():
                 pair = torch.stack([torch.as_tensor(total).double(), torch.as_tensor(count).double()])
                 totals[name] = totals.get(name, torch.zeros_like(pair)) + pair
-    mine = {name: pair.tolist() for name, pair in totals.items()}
+    mine = {name: pair.cpu() for name, pair in totals.items()}
     return objective.finish(_added([mine] if alone else gather(mine)))
 
 
-def _added(everyones: list[dict[str, list[float]]]) -> dict[str, tuple[float, float]]:
-    """{name: (sum, count)} of all processes; one that had no row to look at names nothing."""
-    added: dict[str, tuple[float, float]] = {}
+def _added(everyones: list[dict[str, torch.Tensor]]) -> dict[str, tuple[Any, Any]]:
+    """{name: (sum, count)} of all processes, or two lists; one that had no row to look at names nothing."""
+    added: dict[str, torch.Tensor] = {}
     for sums in everyones:
-        for name, (total, count) in sums.items():
-            before = added.get(name, (0.0, 0.0))
-            added[name] = (before[0] + total, before[1] + count)
-    return added
+        for name, pair in sums.items():
+            added[name] = added[name] + pair if name in added else pair
+    return {name: (pair[0].tolist(), pair[1].tolist()) for name, pair in added.items()}
 
 
 def _all(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:

@@ -41,7 +41,7 @@ class GradientWatch:
         """Look at the gradients of this step, after backward. Raises TrainingError for a layer that is cut off."""
         if moment.step % self._every:
             return
-        gradients = [layer.theta.grad for layer in self._attached.values()]
+        gradients = [layer.trained.grad for layer in self._attached.values()]
         arrived = any_of([gradient is not None and bool(held(gradient).any()) for gradient in gradients])
         for name, arrives in zip(self._attached, arrived, strict=True):
             if arrives:

@@ -17,9 +17,17 @@ from sapp_cli.recipe.schema import Recipe, TrainSection
 from sapp_cli.training.processes import is_main
 from sapp_cli.training.run_state import RunFolder, SavedState, collect, restore
 from sapp_cli.training.sharding import hand_over, is_sharded, put_together
+from sapp_cli.training.sparse_phases import SparsePhases
 
 FREE_TO_CHANGE = frozenset(
-    {"train.save_minutes", "train.save_steps", "train.log_every", "train.trackers", "data.workers"}
+    {
+        "train.save_minutes",
+        "train.save_steps",
+        "train.log_every",
+        "train.stop_on_collapse",
+        "train.trackers",
+        "data.workers",
+    }
 )
 """Recipe keys that do not change what a run computes."""
 
@@ -47,11 +55,16 @@ class Keeper:
         return float(self.resumed.about["seconds"]) if self.resumed else 0.0
 
     def restore(
-        self, model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+        self,
+        model: nn.Module,
+        pruner: Pruner,
+        phases: SparsePhases,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
     ) -> None:
         """Put the resumed state back, if there is one."""
         if self.resumed is not None:
-            restore(self.resumed, model, pruner, optimizer, accelerator)
+            restore(self.resumed, model, pruner, phases, optimizer, accelerator)
 
     def is_due(self, steps_done: int, last: bool) -> bool:
         """True where the recipe asks for a state after so many steps, and after the last one of more than a moment's work."""
@@ -73,7 +86,12 @@ class Keeper:
         """Write the state after `steps_done` steps and `seconds` of training: the main process; all come back together."""
         tensors = collect(model, pruner, optimizer, accelerator)
         if is_main():
-            about = {**self.about, "seconds": seconds, "log_bytes": self.folder.log.stat().st_size}
+            about = {
+                **self.about,
+                "seconds": seconds,
+                "log_bytes": self.folder.log.stat().st_size,
+                "kept_blocks": [name for name, layer in pruner.attached.items() if layer.masked.kept is not None],
+            }
             with put_together(tensors, is_sharded(model)) as entries:
                 self.folder.save(steps_done, tensors, entries, about)
         else:

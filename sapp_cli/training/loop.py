@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from signal import SIGINT, SIGTERM
@@ -21,6 +21,8 @@ from sapp_cli.layers import whole
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.batches import BatchPlan, training_batches
+from sapp_cli.training.collapse import CollapseWatch
+from sapp_cli.training.compilation import compile_errors, compiled
 from sapp_cli.training.device import draw_apart
 from sapp_cli.training.evaluation import evaluate
 from sapp_cli.training.health import GradientWatch, must_be_finite
@@ -31,6 +33,7 @@ from sapp_cli.training.objectives import Objective
 from sapp_cli.training.optimizers import make_optimizer, set_learning_rates
 from sapp_cli.training.processes import agree_on_masks, any_of
 from sapp_cli.training.sharding import is_sharded
+from sapp_cli.training.sparse_phases import SparsePhases
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,23 @@ def train(
     dtypes: Mapping[str, torch.dtype],
     on_step: Callable[[StepRecord], None],
     keeper: Keeper | None = None,
+    collapse: CollapseWatch | None = None,
+    chosen: Iterable[int] | None = None,
 ) -> None:
     """Train the model with its masks through every step of the pruner's schedule, in place.
 
-    With a `keeper` the run goes on from its state, and saves one now and then and when it is interrupted.
+    With a `keeper` the run goes on from its state, and saves one now and then and when it is interrupted. `chosen`: only
+    these steps, in ascending order; a rehearsal, whose model is worth nothing.
 
     `dtypes` {state dict name: dtype} are those of the checkpoint: evaluations on the way use the weights that an export
     would hold.
 
     With several processes each takes its share of every batch, and a signal to one stops them all after the same step.
 
-    Raises TrainingError where the loss or a gradient is not finite, or where processes disagree about a mask; Interrupted
-    after a signal.
+    `collapse` looks at the evaluations, and no state is saved while it suspects something.
+
+    Raises TrainingError where the loss or a gradient is not finite, a layer is cut off or the metric collapses, or where
+    processes disagree about a mask; Interrupted after a signal.
     """
     steps = pruner.schedule.steps
     settings = recipe.train
@@ -112,7 +120,9 @@ def train(
     prepared = model
     if not is_sharded(model):
         prepared, optimizer = accelerator.prepare(model, optimizer)
-    weights = [p for group in optimizer.param_groups if group["name"] != "logits" for p in group["params"]]
+    if settings.compile:
+        prepared = compiled(prepared)
+    phases = SparsePhases(pruner, optimizer, recipe, alone=accelerator.num_processes == 1)
     plan = BatchPlan(
         len(data.train),  # type: ignore[arg-type]
         recipe.data.batch_size,
@@ -128,14 +138,15 @@ def train(
     stream = training_batches(data, plan, recipe.data.workers, start * settings.accumulate)
     draw_apart(settings, accelerator)
     if keeper:
-        keeper.restore(model, pruner, optimizer, accelerator)
+        keeper.restore(model, pruner, phases, optimizer, accelerator)
     evaluation_size = recipe.data.evaluation_batch_size or recipe.data.batch_size
     watch = GradientWatch(pruner.attached, steps)
     prepared.train()
     began = time.perf_counter() - (keeper.seconds_before if keeper else 0.0)
-    with graceful_stop() as stop:
-        for step in range(start, steps):
-            moment = pruner.step(step, optimizer if recipe.optimizer.reset else None)
+    with graceful_stop() as stop, phases, compile_errors(settings):
+        for step in range(start, steps) if chosen is None else chosen:
+            moment = phases.step(step)
+            weights = [p for group in optimizer.param_groups if group["name"] != "logits" for p in group["params"]]
             ranges = pruner.attention_ranges().values() if moment.begins else ()
             if moment.begins or moment.phase is Phase.SPARSIFICATION:
                 agree_on_masks(pruner.masks, f"in step {step + 1} ({moment.name} phase)")
@@ -144,8 +155,10 @@ def train(
             loss, parts = _backward(prepared, objective, batches, teacher, weights + pruner.logits, accelerator)
             must_be_finite(loss, "the loss", moment, recipe)
             watch.look(moment)
-            if settings.clip_norm is not None and accelerator.sync_gradients:
+            if (settings.clip_norm is not None or pruner.observes) and accelerator.sync_gradients:
                 accelerator.unscale_gradients(optimizer)
+            pruner.observe(step)
+            if settings.clip_norm is not None and accelerator.sync_gradients:
                 norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
                 if settings.precision != "fp16":  # there the scaler skips such a step and goes on with a smaller scale
                     must_be_finite(float(whole(norm)), "the gradient", moment, recipe)
@@ -166,6 +179,8 @@ def train(
                         teacher=teacher,
                         rows=settings.evaluation_rows,
                     )
+                if collapse:
+                    collapse.look(moment, metrics)
             on_step(
                 StepRecord(
                     moment=moment,
@@ -184,7 +199,9 @@ def train(
                 [
                     stop.signal_number == SIGINT,
                     stop.signal_number == SIGTERM,
-                    keeper is not None and keeper.is_due(done, last=done == steps),
+                    keeper is not None
+                    and keeper.is_due(done, last=done == steps)
+                    and not (collapse and collapse.suspects),
                 ]
             )
             if keeper and (interrupted or terminated or due):

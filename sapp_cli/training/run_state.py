@@ -2,7 +2,7 @@
 
     .NAME.sapp-run/              beside OUT; gone when OUT is there
       step-000000120/            the last saved state; an older one is removed once a newer is whole
-        state.safetensors        weights, logits, masks, optimizer state, random state of every process
+        state.safetensors        weights, logits, masks, gathered gradients, optimizer state, random state of every process
         state.json               step, recipe, hashes of the input, metrics of the dense checkpoint
       metrics.jsonl              of all steps so far
 
@@ -36,6 +36,7 @@ from sapp_cli.errors import CheckpointError
 from sapp_cli.layers import put
 from sapp_cli.pruner import Pruner
 from sapp_cli.training.processes import gather
+from sapp_cli.training.sparse_phases import SparsePhases
 
 VERSION = 2
 STEP = re.compile(r"step-(\d{9})")
@@ -128,13 +129,15 @@ class RunFolder:
 def collect(
     model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """All tensors that a run needs to go on: {"model.NAME", "keep.NAME", "optimizer.NAME.KEY", "random.RANK.…"}."""
+    """All tensors that a run needs to go on: {"model.NAME", "keep.NAME", "moments.NAME", "optimizer.NAME.KEY", …}."""
     pruner.hold()
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"keep.{name}": keep for name, keep in pruner.masks.items()}
     tensors |= {f"support.{name}": keep for name, keep in pruner.support.items()}
+    tensors |= {f"moments.{name}": gathered for name, gathered in pruner.moments.items()}
+    trained = _trained(pruner)
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in optimizer.state.get(trained.get(id(parameter), parameter), {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{name}.{key}"] = value
     if accelerator.scaler is not None:
@@ -146,7 +149,12 @@ def collect(
 
 
 def restore(
-    state: SavedState, model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    state: SavedState,
+    model: nn.Module,
+    pruner: Pruner,
+    phases: SparsePhases,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
 ) -> None:
     """Put everything that `collect` took back where it came from, bit by bit."""
     file = state.tensors
@@ -159,11 +167,15 @@ def restore(
 
     try:
         _load(model, part("model."))
-        pruner.restore(state.step, part("keep."), part("support."))
+        pruner.restore(state.step, part("keep."), part("support."), part("moments."))
+        phases.enter(state.about.get("kept_blocks", []))
+        trained = _trained(pruner)
+        fused = bool(optimizer.param_groups[0].get("fused"))
         for name, parameter in model.named_parameters():
             values = part(f"optimizer.{name}.")
             if values:
-                optimizer.state[parameter] = {key: _placed(key, value, parameter) for key, value in values.items()}
+                place = trained.get(id(parameter), parameter)
+                optimizer.state[place] = {key: _placed(key, value, place, fused) for key, value in values.items()}
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict({key: float(value) for key, value in part("scaler.").items()})
         _restore_random_state(part(f"random.{accelerator.process_index}."))
@@ -172,6 +184,11 @@ def restore(
         raise CheckpointError(
             f"{state.folder}: the run state does not fit this run ({reason}); remove {state.folder.parent} to start anew"
         ) from error
+
+
+def _trained(pruner: Pruner) -> dict[int, nn.Parameter]:
+    """{id of a masked weight's θ: what the optimizer moves in its place}; itself, or its kept blocks."""
+    return {id(layer.theta): layer.trained for layer in pruner.attached.values()}
 
 
 def _load(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
@@ -183,10 +200,10 @@ def _load(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
         put(tensor, saved[name])
 
 
-def _placed(key: str, value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A value of the optimizer's, where the parameter lies; Adam counts its steps in a number on the CPU."""
+def _placed(key: str, value: Tensor, parameter: nn.Parameter, fused: bool) -> Tensor:
+    """A value of the optimizer's, where the parameter lies; Adam counts its steps on the CPU, unless it is fused."""
     if key == "step":
-        return value
+        return value.to(parameter.device) if fused else value
     placed = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
     put(placed, value)
     return placed

@@ -124,3 +124,14 @@ def test_mistakes_are_told_before_anything_runs(sapp, digits, tmp_path, options,
     assert ran.code == 2
     assert message in " ".join(ran.err.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_stops_it_at_once(sapp, digits, folder):
+    ran = sapp(
+        *arguments(digits, folder, *SHORT[:-2], "--methods", "magnitude", "--seeds", "2"),
+        *("--set", "data.files.train=no.npz"),
+    )
+    assert ran.code == 4
+    assert "cell 1/2" in ran.err
+    assert "cell 2/2" not in ran.err
+    assert "data.files.train: no file" in ran.err.splitlines()[-1]

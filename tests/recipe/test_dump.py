@@ -84,20 +84,20 @@ def test_the_annotated_recipe_names_the_origin_of_each_value(tmp_path):
     printed = load_recipe(path, sets, {"train.steps": Flag("--steps", 7)}).dump(with_origins=True).splitlines()
     assert printed[:8] == [
         "model:",
-        "  factory: null                 # default",
+        "  factory: null                  # default",
         "  kwargs:",
-        "    'on': 'yes'                 # --set",
+        "    'on': 'yes'                  # --set",
         "data:",
-        "  source: datasets              # default",
+        "  source: datasets               # default",
         "  files:",
         f"    train: {'/long' * 9}  # --set",
     ]
-    assert "  betas: [0.9, 0.99]            # default, --set" in printed
-    assert "  steps: 7                      # --steps" in printed
-    assert "  epochs: null                  # --steps" in printed
+    assert "  betas: [0.9, 0.99]             # default, --set" in printed
+    assert "  steps: 7                       # --steps" in printed
+    assert "  epochs: null                   # --steps" in printed
     assert printed[-6:-3] == [
         "  rules:",
-        "    - match: '*.bias'           # r.yaml:5",
+        "    - match: '*.bias'            # r.yaml:5",
         "      dense: true               # r.yaml:5",
     ]
 

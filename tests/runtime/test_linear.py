@@ -14,7 +14,7 @@ from sapp_cli.checkpoint.block_sparse import encode
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime.choice import WAYS
+from sapp_cli.runtime.choice import CPU_WAYS
 from sapp_cli.runtime.linear import BlockSparseLinear
 from tests.runtime.weights import assert_near_exact, sparse_weight, triple
 
@@ -35,7 +35,7 @@ def pair(dtype=torch.float32, seed=0, way="kernel", bias=True):
     return dense, BlockSparseLinear.from_dense(dense, BLOCK, way)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", CPU_WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_every_way_gives_the_exact_product_within_its_bound(way, dtype):
     dense, sparse = pair(dtype, way=way)
@@ -223,7 +223,7 @@ def test_shapes_that_do_not_fit_are_refused():
         BlockSparseLinear(MATRIX, values[:-1], crow, col)
     with pytest.raises(CheckpointError, match=r"the bias is \(79,\), not \(80,\)"):
         BlockSparseLinear(MATRIX, values, crow, col, torch.zeros(79))
-    with pytest.raises(ValueError, match="'fast' is not a way to multiply; there are kernel, torch, dense, onednn"):
+    with pytest.raises(ValueError, match="'fast' is not a way to multiply; there are kernel, triton, "):
         BlockSparseLinear(MATRIX, values, crow, col, way="fast")
     with pytest.raises(ValueError, match=r"x is \(2, 55\); its last dimension must be 56"):
         BlockSparseLinear(MATRIX, values, crow, col)(torch.ones(2, 55))

@@ -96,7 +96,7 @@ def undisturbed(job, engine):
     return out
 
 
-@pytest.mark.parametrize("engine", ["DDP"], scope="module")
+@pytest.mark.parametrize("engine", ["DDP"], indirect=True)
 def test_a_run_under_torchrun_writes_one_output_that_loads(job, undisturbed):
     out = job / "torchrun"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

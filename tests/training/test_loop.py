@@ -13,7 +13,7 @@ from sapp_cli.inputs.data import DataSets
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import LrScheduleSection, ObjectiveSection, OptimizerSection, Recipe
 from sapp_cli.training.batches import BatchPlan
-from sapp_cli.training.device import make_accelerator
+from sapp_cli.training.device import make_accelerator, reproducible
 from sapp_cli.training.learning_rate import learning_rate_share, total_share
 from sapp_cli.training.loop import count_steps, train
 from sapp_cli.training.objectives import make_objective
@@ -109,6 +109,14 @@ def test_the_loop_is_the_plain_loop():
         assert records[step].loss == pytest.approx(loss.item(), abs=1e-6)
     for name, tensor in pruner.fold().items():
         torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_deterministic_algorithms_without_filling_memory_that_is_written_anyway():
+    settings, flags = recipe().train, torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), flags.fill_uninitialized_memory
+    with reproducible(settings, make_accelerator(settings)):
+        assert (torch.are_deterministic_algorithms_enabled(), flags.fill_uninitialized_memory) == (True, False)
+    assert (torch.are_deterministic_algorithms_enabled(), flags.fill_uninitialized_memory) == before
 
 
 def test_accumulated_batches_equal_one_large_batch():

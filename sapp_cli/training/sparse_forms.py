@@ -1,0 +1,89 @@
+"""Which form a layer takes in a sparse phase: masked, or its kept blocks trained by themselves.
+
+`auto` goes by a rule. Both forms compute the same numbers, but add them up in another order; a choice by the clock would give
+two runs of one seed different last bits. `measured` is for machines and layers that the rule was not made from.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from sapp_cli.layers import AttachedLayer
+from sapp_cli.runtime.products import kernels_work
+from sapp_cli.runtime.timing import time_in_turns
+from sapp_cli.training.kept_layer import KeptLayer
+
+LEAST_WEIGHTS = 1 << 16
+"""Smaller layers take as long in one form as in the other."""
+MOST_KEPT = {8: 0.7, 4: 0.3}
+"""{least side of a block: share of kept blocks up to which computing with these alone was faster, at 8 to 512 tokens}"""
+LEAST_WORK = 2e8
+"""Weights of all such layers times steps of the phase: less is not worth the second that kernels take to compile."""
+BUDGET = 0.05
+"""Seconds for measuring one layer, about."""
+
+
+def worth_it(layers: Mapping[str, AttachedLayer], steps: int) -> list[str]:
+    """Those layers whose kept blocks are better trained by themselves in a phase of so many steps, by the rule.
+
+    It was made from measurements on a CPU with AVX-512 (docs/results-runtime.md) and knows nothing of the number of tokens:
+    where there are few, the optimizer gains what the products do not.
+    """
+    chosen = {name: layer for name, layer in layers.items() if _is_faster(layer)}
+    work = steps * sum(layer.theta.numel() for layer in chosen.values())
+    return list(chosen) if work >= LEAST_WORK and _wide_vectors() else []
+
+
+def _is_faster(layer: AttachedLayer) -> bool:
+    theta, masked = layer.theta, layer.masked
+    if not (theta.is_cpu and theta.dtype == torch.float32 and theta.numel() >= LEAST_WEIGHTS):
+        return False
+    most = next((most for side, most in MOST_KEPT.items() if min(masked.grid.block) >= side), 0.0)
+    return float(masked.keep.float().mean()) <= most
+
+
+def _wide_vectors() -> bool:
+    """True where kernels are generated for vectors of eight floats and more: others were never measured."""
+    if not kernels_work():
+        return False
+    from sapp_cli.runtime.isa import host_isas
+
+    return host_isas()[0].lanes >= 8
+
+
+def measured(layers: Mapping[str, AttachedLayer], rows: Mapping[str, int]) -> list[str]:
+    """Those layers for which a step (forward, backward, AdamW) was faster on kept blocks, just now; `rows` of x of each."""
+    return [name for name, layer in layers.items() if name in rows and _was_faster(layer, rows[name])]
+
+
+def _was_faster(layer: AttachedLayer, rows: int) -> bool:
+    ways = {form: _step(layer, rows, form) for form in ("masked", "kept-blocks")}
+    seconds = {form: timing.median for form, timing in time_in_turns(ways, budget=BUDGET).items()}
+    return seconds["kept-blocks"] < seconds["masked"]
+
+
+def _step(layer: AttachedLayer, rows: int, form: str) -> Callable[[], None]:
+    """A step of a copy of the layer on random numbers, which no other generator is asked for."""
+    owner: nn.Module = copy.deepcopy(layer.owner)
+    attached = AttachedLayer(layer.layer, owner.parametrizations[layer.attribute][0], owner, layer.attribute)  # type: ignore
+    if form == "kept-blocks":
+        KeptLayer(attached)
+    others = [parameter for parameter in owner.parameters() if parameter is not attached.theta]
+    optimizer = torch.optim.AdamW([attached.trained, *others], lr=1e-5, fused=attached.theta.is_cpu)
+    outputs, inputs = attached.masked.grid.matrix
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(rows, width, generator=generator).to(attached.theta) for width in (inputs, outputs))
+    x.requires_grad_()
+
+    def run() -> None:
+        owner(x).backward(dy)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if x.is_cuda:  # a GPU has only been told what to do by now
+            torch.cuda.synchronize(x.device)
+
+    return run
