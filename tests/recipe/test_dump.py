@@ -98,7 +98,7 @@ def test_the_annotated_recipe_names_the_origin_of_each_value(tmp_path):
     assert printed[-6:-3] == [
         "  rules:",
         "    - match: '*.bias'            # r.yaml:5",
-        "      dense: true               # r.yaml:5",
+        "      dense: true                # r.yaml:5",
     ]
 
 
