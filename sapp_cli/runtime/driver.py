@@ -56,7 +56,8 @@ def _define_run_part(module: Any, shape: KernelShape) -> None:
     write = define_write(module, shape) if row_tiles else None
     code, args = define(module, "run_part", {"job": POINTER, "part": I64})
     arithmetic, lanes = shape.arithmetic, shape.isa.lanes
-    slots = code.stack(arithmetic.stored, max(1, shape.slots * shape.slot_width * shape.row_vectors * lanes))
+    most = shape.slots * shape.slot_width * shape.row_vectors * lanes if row_tiles else 1
+    slots = code.stack(arithmetic.stored, most)
     job = {name: code.load(I64, code.element(args["job"], I64, place), align=8) for place, name in enumerate(JOB)}
     for name in ("x", "y", "values", "crow", "columns", "bias", "panels"):
         job[name] = code.ir.inttoptr(job[name], POINTER)
@@ -93,12 +94,20 @@ def _define_run_part(module: Any, shape: KernelShape) -> None:
             vectors = code.ir.sdiv(code.sum(rows, lanes - 1), code.number(lanes))
             stride = code.product(vectors, lanes * shape.padded_width)
             slot_stride = code.product(vectors, lanes * shape.slot_width)
-            with code.loop(job["last_block_row"], start=job["first_block_row"], step=shape.slots) as first:
-                count = code.minimum(code.ir.sub(job["last_block_row"], first), shape.slots)
+            with code.loop(job["last_block_row"], start=job["first_block_row"], step=shape.group) as first:
+                count = code.minimum(code.ir.sub(job["last_block_row"], first), shape.group)
                 with code.loop(count) as number:
-                    slot = code.element(slots, arithmetic.stored, code.product(number, slot_stride))
-                    arguments = [panel, stride, *_block_row(code, shape, job, code.sum(first, number)), slot]
-                    code.switch(vectors, {n: partial(code.ir.call, tile, arguments) for n, tile in row_tiles.items()})
+                    values, columns, blocks, bias = _block_row(code, shape, job, code.sum(first, number))
+                    for piece in range(shape.row_pieces):
+                        outputs = piece * shape.row_height
+                        place = code.sum(code.product(number, shape.row_pieces), piece)
+                        arguments = [
+                            *(panel, stride, code.element(values, arithmetic.stored, outputs * arithmetic.step)),
+                            *(columns, blocks, code.element(bias, F32, outputs)),
+                            code.element(slots, arithmetic.stored, code.product(place, slot_stride)),
+                        ]
+                        calls = {n: partial(code.ir.call, tile, arguments) for n, tile in row_tiles.items()}
+                        code.switch(vectors, calls)
                 target, width = _outputs(code, shape, job, y, first, count)
                 code.ir.call(write, [slots, slot_stride, target, job["out"], rows, width])
 

@@ -6,7 +6,7 @@ and sets them like any program does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -166,7 +166,7 @@ class Code:
         self.ir.branch(head)
         self.ir.position_at_end(after)
 
-    def switch(self, value: Value, cases: dict[int, Callable[[], None]]) -> None:
+    def switch(self, value: Value, cases: Mapping[int, Callable[[], object]]) -> None:
         """Run the case that equals `value`, none where there is no such case."""
         after = self.function.append_basic_block("after")
         switch = self.ir.switch(value, after)

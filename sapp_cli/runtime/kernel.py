@@ -14,7 +14,7 @@ from sapp_cli.checkpoint.block_sparse import Indices
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.compile import compiled
 from sapp_cli.runtime.isa import Isa, host_isas
-from sapp_cli.runtime.kernel_shape import kernel_shape
+from sapp_cli.runtime.kernel_shape import LONG_ROW, kernel_shape
 from sapp_cli.runtime.packing import pack
 from sapp_cli.runtime.threads import cut_into_parts, openmp, run_in_pool, threads_worth
 
@@ -43,7 +43,10 @@ class Kernel:
         assert values.dtype in DTYPES and values.device.type == "cpu", (
             f"no kernel for {values.dtype} on {values.device}"
         )
-        shape = kernel_shape(isa or host_isas()[0], grid.block, bf16=values.dtype == torch.bfloat16)
+        long_rows = values.nbytes > LONG_ROW * grid.size[0]
+        shape = kernel_shape(
+            isa or host_isas()[0], grid.block, bf16=values.dtype == torch.bfloat16, long_rows=long_rows
+        )
         self.weight = pack(values, crow, columns, bias, grid, shape)
         self.dtype = values.dtype
         self._code = compiled(shape, openmp=openmp() is not None)

@@ -39,7 +39,7 @@ def define_row_tile(module: Any, shape: KernelShape, vectors: int) -> Any:
     arithmetic, lanes = shape.arithmetic, shape.isa.lanes
     per_step = vectors * lanes * arithmetic.step  # entries of the panel
     sums = []
-    for output in range(shape.height):
+    for output in range(shape.row_height):
         bias = code.splat(code.load(F32, code.element(args["bias"], F32, output)), lanes)
         sums.append([Variable(code, bias) for _ in range(vectors)])
     with code.loop(args["blocks"]) as block:
@@ -56,7 +56,7 @@ def define_row_tile(module: Any, shape: KernelShape, vectors: int) -> Any:
                 )
                 for vector in range(vectors)
             ]
-            for output in range(shape.height):
+            for output in range(shape.row_height):
                 place = code.element(values_of_step, arithmetic.stored, output * arithmetic.step)
                 weight = arithmetic.weight(code, place, lanes)
                 for total, row in zip(sums[output], rows, strict=True):
@@ -94,9 +94,9 @@ def define_write(module: Any, shape: KernelShape) -> Any:
                 pairs = zip(pieces[::2], pieces[1::2], strict=True)
                 pieces = [code.shuffled(*pair, list(range(2 * pair[0].type.count))) for pair in pairs]
             code.store(pieces[0], code.element(args["y"], stored, code.product(args["out"], row)), align=2)
-        with some_outputs, code.loop(_up(code, args["width"], shape.height)) as slot:
-            first = code.product(slot, shape.height)
-            mask = code.first_lanes(code.minimum(code.ir.sub(args["width"], first), shape.height), outputs)
+        with some_outputs, code.loop(_up(code, args["width"], shape.row_height)) as slot:
+            first = code.product(slot, shape.row_height)
+            mask = code.first_lanes(code.minimum(code.ir.sub(args["width"], first), shape.row_height), outputs)
             with code.loop(args["rows"]) as row:
                 place = code.sum(code.product(args["out"], row), first)
                 code.store_lanes(read(slot, row), code.element(args["y"], stored, place), mask)

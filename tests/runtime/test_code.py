@@ -51,6 +51,23 @@ def test_blocks_that_fill_no_register_are_multiplied_by_vectors_of_rows(isa, blo
     assert (shape.height + 1) * shape.row_vectors + 1 <= isa.registers
 
 
+@pytest.mark.parametrize(
+    ("isa", "block", "row_vectors", "row_height"),
+    [
+        (AVX512, (16, 16), (0, 3), 8),  # with short block rows, with long ones
+        (AVX512, (16, 32), (0, 3), 8),
+        (AVX512, (32, 32), (0, 0), 0),
+        (AVX512, (8, 8), (3, 3), 8),
+        (AVX2, (8, 8), (0, 0), 0),
+    ],
+)
+def test_long_block_rows_of_one_vector_are_multiplied_by_vectors_of_rows(isa, block, row_vectors, row_height):
+    shapes = [kernel_shape(isa, block, bf16=False, long_rows=long) for long in (False, True)]
+    assert tuple(shape.row_vectors for shape in shapes) == row_vectors
+    assert shapes[1].row_height == row_height
+    assert {shape.height for shape in shapes} == {block[0]}  # stored in one way
+
+
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_neon_code_is_made_and_verified(bf16):
     machine, module = optimized(kernel_shape(NEON, (16, 16), bf16=bf16), openmp=True)

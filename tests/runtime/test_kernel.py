@@ -69,6 +69,12 @@ def test_odd_tall_and_rectangular_blocks(block, dtype):
     check((130, 77), block, 0.4, dtype, [1, 13, 70], seed=3)
 
 
+def test_long_block_rows(monkeypatch):
+    monkeypatch.setattr("sapp_cli.runtime.kernel.LONG_ROW", 64)
+    for dtype in (torch.float32, torch.bfloat16):
+        check((70, 100), (16, 8), 0.3, dtype, [1, 5, 12, 101], seed=1)
+
+
 @pytest.mark.parametrize("block", [(8, 8), (5, 3), (16, 16)], ids=str)
 def test_a_row_of_x_gives_the_same_whatever_rows_stand_beside_it(block):
     """Few rows and many take different tiles; the sums are in one order, so not a bit may differ."""
