@@ -2,7 +2,7 @@
 
     import sapp_cli as sapp
 
-    model = sapp.load(model, "OUT")              # weights in; pruned Linear layers become block-sparse ones
+    model = sapp.load(model, "OUT")              # weights in; pruned layers become block-sparse ones
     state = sapp.load_state_dict("OUT/sparse")   # dense tensors, from either layout
     pruner = sapp.Pruner(model, {"sparsity": 0.9, "block_size": 16}, steps)   # in a training loop of one's own
 
@@ -17,15 +17,17 @@ from sapp_cli._version import __version__
 
 if TYPE_CHECKING:
     from sapp_cli.callbacks import PrunerCallback
+    from sapp_cli.lightning_callback import PrunerLightningCallback
     from sapp_cli.loading import load_state_dict
     from sapp_cli.pruner import Pruner
     from sapp_cli.runtime.load import load
 
-__all__ = ["Pruner", "PrunerCallback", "__version__", "load", "load_state_dict"]
+__all__ = ["Pruner", "PrunerCallback", "PrunerLightningCallback", "__version__", "load", "load_state_dict"]
 
 _PLACES = {
     "Pruner": "sapp_cli.pruner",
     "PrunerCallback": "sapp_cli.callbacks",
+    "PrunerLightningCallback": "sapp_cli.lightning_callback",
     "load": "sapp_cli.runtime.load",
     "load_state_dict": "sapp_cli.loading",
 }

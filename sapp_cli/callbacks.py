@@ -41,3 +41,8 @@ class PrunerCallback(TrainerCallback):  # type: ignore[misc]
         optimizer = others.get("optimizer")
         plain = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         self.pruner.step(state.global_step, plain if isinstance(plain, torch.optim.Optimizer) else None)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        self.pruner.observe(state.global_step)  # after the Trainer has clipped: one factor for all layers

@@ -6,10 +6,11 @@ recipe → checkpoint → model → data → masks → training → folded weigh
 from __future__ import annotations
 
 import copy
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ from sapp_cli.checkpoint.output import (
     write_json,
 )
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
+from sapp_cli.core.schedule import PhaseSchedule
+from sapp_cli.costs import see_costs
 from sapp_cli.errors import RecipeError, ResourceError, SappError, SettingError, UsageError
 from sapp_cli.inputs.data import DataSets, load_data
 from sapp_cli.inputs.models import LoadedModel, load_model
@@ -35,7 +38,7 @@ from sapp_cli.outputs.card import FileSizes, write_card
 from sapp_cli.outputs.manifest import Manifest, Metric
 from sapp_cli.outputs.metrics_log import MetricsLog
 from sapp_cli.outputs.weights import Layout, PrunedWeights
-from sapp_cli.planning import Plan, layer_facts, make_plan
+from sapp_cli.planning import Plan, layer_facts, make_plan, with_peak
 from sapp_cli.pruner import Pruner, make_schedule
 from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.schema import Recipe
@@ -44,15 +47,25 @@ from sapp_cli.report.html import HTML_FILE, write_html
 from sapp_cli.report.measure import measure
 from sapp_cli.report.run import read_run
 from sapp_cli.report.sparsity import SparsityReport
+from sapp_cli.runtime.example_inputs import BenchInputs, Given
+from sapp_cli.targets import Solved, sparsity_for_size, sparsity_for_speedup
+from sapp_cli.training.activations import checkpoint_gradients
+from sapp_cli.training.collapse import CollapseWatch, guess_of
+from sapp_cli.training.compilation import require_compiler
 from sapp_cli.training.device import describe_processes, make_accelerator, reproducible, shards
 from sapp_cli.training.evaluation import evaluate
+from sapp_cli.training.footprint import Footprint, free_bytes, measure_footprint, process_bytes, some_rows
 from sapp_cli.training.keeper import Keeper, open_run
 from sapp_cli.training.loop import StepRecord, count_steps, train
 from sapp_cli.training.objectives import Objective, check_fits, make_objective
+from sapp_cli.training.objectives.forward import Inputs
 from sapp_cli.training.processes import from_main, is_main, joined, meet
 from sapp_cli.training.run_state import RunFolder, SavedState
 from sapp_cli.training.sharding import hand_over, put_together, shard
 from sapp_cli.training.trackers import Trackers, require_packages, tracked
+
+LONG_ENOUGH = 1_000_000
+"""Steps of a run that a plan knows no number for."""
 
 
 class Watcher(Protocol):
@@ -109,12 +122,13 @@ def prune(
     overwrite: bool = False,
     resume: bool = False,
     max_shard_bytes: int | None = None,
+    chosen: Callable[[PhaseSchedule], Iterable[int]] | None = None,
 ) -> PruneResult | None:
     """Fine-tune the checkpoint with the recipe's method and write OUT: weights, report, manifest, card.
 
     OUT appears whole or not at all. With `resume` an interrupted run goes on where it stopped, if there is one. Of several
-    processes the main one writes and speaks, the others train along and get None. Raises SappError; whatever can be seen
-    before the first step is seen before it.
+    processes the main one writes and speaks, the others train along and get None. `chosen` picks the steps of a rehearsal,
+    in which all the rest is as always. Raises SappError; whatever can be seen before the first step is seen before it.
     """
     began = time.perf_counter()
     settings = recipe.recipe
@@ -122,6 +136,7 @@ def prune(
     with joined(), reproducible(settings.train, accelerator), _memory_errors(settings):
         watcher = watcher if is_main() else _Silence()
         require_packages(settings.train.trackers)
+        require_compiler(settings.train, accelerator)
         if is_main():
             check_output(out, checkpoint_path, overwrite)
         run = _set_up(recipe, checkpoint_path, accelerator, watcher)
@@ -130,12 +145,16 @@ def prune(
         steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
         folder = RunFolder(out)
         inputs, state = _look_for_state(run, folder, out, resume=resume, anew=overwrite)
+        with located(recipe):
+            costs = (state.about.get("costs") if state else None) or from_main(_see_costs(run))
         # A teacher is a model of its own: the student's weights are about to move.
         teacher = run.teacher or (copy.deepcopy(model).to(accelerator.device) if run.objective.needs_teacher else None)
         in_pieces = shards(settings.train, accelerator)
         dense = {} if in_pieces else _dense_metrics(run, teacher, state, watcher)
         with located(recipe):
-            pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names)
+            if settings.train.gradient_checkpointing:
+                checkpoint_gradients(model)
+            pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names, costs["blocks"])
         if in_pieces:  # and evaluated only now, with masks that let everything through: whole it may fit on no card
             shard(model, accelerator)
             dense = _dense_metrics(run, teacher, state, watcher)
@@ -150,6 +169,7 @@ def prune(
             "inputs": inputs,
             "processes": describe_processes(settings.train, accelerator),
             "dense": dense,
+            "costs": costs,
         }
         keeper = Keeper(folder, settings.train, about, state)
         with (
@@ -162,7 +182,8 @@ def prune(
             elif log:
                 log.evaluation(0, dense)
                 trackers.evaluation(0, dense)
-            seconds = _train(run, pruner, teacher, keeper, log, trackers, watcher)
+            few = chosen(pruner.schedule) if chosen else None
+            seconds = _train(run, pruner, teacher, keeper, log, trackers, watcher, _collapse_watch(run, dense), few)
             if log is None:
                 hand_over(pruner.fold())
                 return None
@@ -181,7 +202,10 @@ def prune(
                 log.evaluation(steps, pruned)
                 trackers.evaluation(steps, pruned)
                 gallery = Gallery()
-                report = measure(written, layer_facts(pruner.layers, run.loaded, run.checkpoint), gallery.add)
+                facts = layer_facts(
+                    pruner.layers, run.loaded, run.checkpoint, settings.prune.allocation, costs["applications"]
+                )
+                report = measure(written, facts, gallery.add)
                 manifest = Manifest(
                     method=settings.prune.method,
                     seed=settings.train.seed,
@@ -194,6 +218,7 @@ def prune(
                     metrics=_before_and_after(dense, pruned, run.objective),
                     seconds={"training": seconds, "total": time.perf_counter() - began},
                     threads=torch.get_num_threads(),
+                    block_costs=pruner.costs,
                 )
                 sizes = _sizes(run.checkpoint, staged, files)
                 (staged / "metrics.jsonl").write_bytes(folder.log.read_bytes())
@@ -219,6 +244,13 @@ def _look_for_state(
         processes = describe_processes(run.settings.train, run.accelerator)
         state = open_run(folder, run.settings, inputs, processes, resume=resume, anew=anew)
     return from_main((inputs, state))
+
+
+def _see_costs(run: _Run) -> dict[str, Any]:
+    """JSON of what the model was seen to do for one example: {"applications", "blocks"}; saved with the run's state."""
+    layers = decide_layers(run.loaded.model, run.settings.prune, run.loaded.stored_names)
+    applications, blocks = see_costs(run.loaded.model, layers, run.settings, run.data)
+    return {"applications": applications, "blocks": blocks}
 
 
 def _dense_metrics(
@@ -251,6 +283,8 @@ def _train(
     log: MetricsLog | None,
     trackers: Trackers,
     watcher: Watcher,
+    collapse: CollapseWatch | None,
+    chosen: Iterable[int] | None,
 ) -> float:
     """Train to the end of the schedule; the seconds it took, those before an interruption included."""
     seconds = 0.0
@@ -274,8 +308,17 @@ def _train(
         dtypes=run.loaded.dtypes,
         on_step=on_step,
         keeper=keeper,
+        collapse=collapse,
+        chosen=chosen,
     )
     return seconds
+
+
+def _collapse_watch(run: _Run, dense: Mapping[str, float]) -> CollapseWatch | None:
+    """None where the recipe does not want one, or evaluates at the end only."""
+    if run.settings.train.evaluate_every is None or not run.settings.train.stop_on_collapse:
+        return None
+    return CollapseWatch(guess_of(run.objective, run.loaded.model, run.data), dense, run.settings)
 
 
 def _write_weights(weights: PrunedWeights, staged: Path, layout: Layout, max_shard_bytes: int | None) -> list[Path]:
@@ -294,19 +337,65 @@ def _sizes(source: Checkpoint, staged: Path, files: list[Path]) -> FileSizes:
 
 
 def plan(recipe: LoadedRecipe, checkpoint_path: Path) -> Plan:
-    """Everything `prune` would decide, without training; data is read only where steps follow from epochs."""
+    """Everything `prune` would decide, without training; the data are looked at if they are there."""
     settings = recipe.recipe
     checkpoint = open_checkpoint(checkpoint_path)
     loaded = load_model(checkpoint, settings.model)
     with located(recipe):
         layers = decide_layers(loaded.model, settings.prune, loaded.stored_names)
         rows: int | None = 0  # not looked at where the recipe gives steps
+        data = None
+        with suppress(SappError):  # a plan does not need the data; without it the timetable may stay in shares
+            data = _load_data(settings, checkpoint)
         if settings.train.steps is None:
-            with suppress(SappError):  # a plan does not need the data; without it the timetable stays in shares
-                rows = None
-                rows = rows_in(_load_data(settings, checkpoint).train)
+            rows = None if data is None else rows_in(data.train)
         schedule = None if rows is None else make_schedule(settings.prune, count_steps(settings, rows, world=1))
-    return make_plan(checkpoint, loaded, layers, schedule, settings)
+        applications, costs = see_costs(loaded.model, layers, settings, data)
+        made = make_plan(checkpoint, loaded, layers, schedule, settings, applications)
+        on_cpu = settings.train.device == "cpu" or not torch.cuda.is_available()
+        process = max(0, process_bytes() - made.memory["weights"]) if on_cpu else 0
+        steps = schedule.steps if schedule else LONG_ENOUGH
+        if settings.train.gradient_checkpointing:
+            checkpoint_gradients(loaded.model)
+        pruner = Pruner(loaded.model, settings.prune, steps, loaded.stored_names, costs)
+    return replace(made, memory=with_peak(made.memory, _footprint(loaded.model, pruner, settings, data), process))
+
+
+def solve_target(recipe: LoadedRecipe, checkpoint_path: Path, size: int | None, speedup: float | None) -> Solved:
+    """The sparsity that meets a size in bytes, or else a speed-up. Raises UsageError where none does."""
+    settings = recipe.recipe
+    checkpoint = open_checkpoint(checkpoint_path)
+    loaded = load_model(checkpoint, settings.model)
+    with located(recipe):
+        if size is not None:
+            return sparsity_for_size(checkpoint, loaded, settings, size)
+        assert speedup is not None, "one of the two is given"
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(
+                "--target-speedup: every process would measure another time; find it with `sapp plan` first"
+            )
+        data = None
+        with suppress(SappError):  # a config may say what the model takes
+            data = _load_data(settings, checkpoint)
+        return sparsity_for_speedup(loaded, settings, data, speedup)
+
+
+def interrupted_sparsity(out: Path) -> float | None:
+    """`prune.sparsity` of the interrupted run of OUT; None where there is none."""
+    state = RunFolder(out).latest()
+    return None if state is None else float(state.about["recipe"]["prune"]["sparsity"])
+
+
+def _footprint(model: nn.Module, pruner: Pruner, settings: Recipe, data: DataSets | None) -> Footprint | None:
+    """What a step takes; None where that cannot be seen: unknown inputs, or a machine too small to try a few rows."""
+    rows = some_rows(model, settings, data)
+    if rows is None or free_bytes() < 4 * sum(parameter.nbytes for parameter in model.parameters()):
+        return None
+    try:
+        teacher = copy.deepcopy(model) if make_objective(settings.objective, model).needs_teacher else None
+        return measure_footprint(model, pruner, settings, teacher, rows)
+    except (SappError, RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+        return None
 
 
 def evaluate_checkpoint(
@@ -328,6 +417,24 @@ def evaluate_checkpoint(
         meet()  # whoever could not set up is gone by now
         metrics = run.evaluate(run.loaded.model, run.teacher)
         return metrics if is_main() else None
+
+
+def bench_inputs(
+    recipe: LoadedRecipe, checkpoint_path: Path, batch_sizes: tuple[int, ...]
+) -> tuple[LoadedModel, BenchInputs]:
+    """The recipe's model, and a batch of each size of its validation rows: evenly spaced, some twice where there are few."""
+    settings = recipe.recipe
+    checkpoint = open_checkpoint(checkpoint_path)
+    loaded = load_model(checkpoint, settings.model)
+    data = _load_data(settings, checkpoint)
+    takes, rows = Inputs.of(loaded.model), rows_in(data.validation)
+
+    def given(model: nn.Module) -> Iterator[Given]:
+        for size in batch_sizes:
+            batch = data.collate([data.validation[place * rows // size] for place in range(size)])
+            yield Given(size, None, *takes.arguments(batch))
+
+    return loaded, BenchInputs("rows of the recipe's validation data", given)
 
 
 @dataclass(frozen=True)

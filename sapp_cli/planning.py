@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,11 @@ from sapp_cli.layers import Layer
 from sapp_cli.outputs.manifest import phases_json
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.sparsity import LayerFacts, SparsityReport, expected_counts, make_report
+from sapp_cli.training.footprint import Footprint
 
 FP32 = 4  # bytes
+HEAP_SLACK = 0.15
+"""Share of what comes and goes that a CPU's heap holds beyond it, in pieces that fit nothing (docs/results-engine.md)."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class Plan:
     spans: tuple[Span, ...]  # the timetable as shares of the run
     schedule: PhaseSchedule | None  # and in steps; None where they follow from epochs over data that is not there
     memory: dict[str, int]  # bytes
+    allocation: str = "uniform"  # with another one the layers' counts set the budget and say not what each will keep
 
     @property
     def targets(self) -> dict[str, float]:
         """What the targets of the pruned layers come to, before blocks are counted in whole numbers."""
-        removed = sum((layer.target or 0.0) * layer.parameters for layer in self.report.pruned)
+        sparsities = {layer.stored: float(layer.sparsity) for layer in self.layers if layer.sparsity is not None}
+        removed = sum(sparsities[layer.name] * layer.parameters for layer in self.report.pruned)
         model = self.report.model
         return {
             "prunable_sparsity": removed / max(1, model.prunable_parameters),
@@ -54,18 +60,32 @@ def make_plan(
     layers: list[Layer],
     schedule: PhaseSchedule | None,
     recipe: Recipe,
+    applications: Mapping[str, int] | None = None,
 ) -> Plan:
-    """The plan of a run over these layers, its report filled with expected figures."""
-    facts = layer_facts(layers, loaded, checkpoint)
+    """The plan of a run over these layers, its report filled with expected figures.
+
+    `applications` {layer name: times its weight is applied to an example}; None where that is not known.
+    """
+    facts = layer_facts(layers, loaded, checkpoint, recipe.prune.allocation, applications)
     kept = {layer.stored: layer.kept_count for layer in layers if layer.pruned}
     parameters, size = other_tensors(facts, loaded, checkpoint)
     report = make_report(facts, expected_counts(kept), parameters, parameters, size)
     spans = recipe.prune.settings.spans(recipe.prune.timetable)
-    return Plan(layers, report, spans, schedule, expected_memory(loaded, layers, spans, recipe))
+    memory = expected_memory(loaded, layers, spans, recipe)
+    return Plan(layers, report, spans, schedule, memory, recipe.prune.allocation)
 
 
-def layer_facts(layers: list[Layer], loaded: LoadedModel, checkpoint: Checkpoint) -> list[LayerFacts]:
-    """The layers that the checkpoint stores or will store, as the report takes them."""
+def layer_facts(
+    layers: list[Layer],
+    loaded: LoadedModel,
+    checkpoint: Checkpoint,
+    allocation: str = "uniform",
+    applications: Mapping[str, int] | None = None,
+) -> list[LayerFacts]:
+    """The layers that the checkpoint stores or will store, as the report takes them.
+
+    Where blocks are allocated over all layers, no layer has a target of its own.
+    """
     known = set(loaded.names)
     return [
         LayerFacts(
@@ -77,7 +97,8 @@ def layer_facts(layers: list[Layer], loaded: LoadedModel, checkpoint: Checkpoint
             reason=layer.reason,
             layout=layer.layout,
             grid=layer.grid,
-            target=None if layer.sparsity is None else float(layer.sparsity),
+            target=None if layer.sparsity is None or allocation != "uniform" else float(layer.sparsity),
+            applications=(applications or {}).get(layer.name),
         )
         for layer in layers
     ]
@@ -100,7 +121,7 @@ def other_tensors(facts: list[LayerFacts], loaded: LoadedModel, checkpoint: Chec
 def expected_memory(
     loaded: LoadedModel, layers: list[Layer], spans: tuple[Span, ...], recipe: Recipe
 ) -> dict[str, int]:
-    """Bytes that a run holds all the time, by purpose; activations, which depend on the batch, come on top."""
+    """Bytes that a run holds all the time, by purpose."""
     weights = FP32 * sum(parameter.numel() for parameter in loaded.model.parameters())
     pruned = FP32 * sum(layer.parameters for layer in layers if layer.pruned)
     moments = {"adamw": 2, "adam": 2, "sgd": 1 if recipe.optimizer.momentum else 0}[recipe.optimizer.name]
@@ -109,12 +130,31 @@ def expected_memory(
     has_teacher = has_teacher or objective.task == "embedding-distillation"
     # Masks are undone by every dense phase, so what they hid is remembered until then.
     comes_back = any(span.phase is Phase.DENSE for span in spans[1:])
-    parts = {
+    return {
         "weights": weights,
         "gradients": weights,
         "optimizer": moments * weights,
         "masked_weights": pruned,
         "pruned_weights": round(pruned * recipe.prune.sparsity) if comes_back else 0,
+        "squared_gradients": pruned if recipe.prune.score == "fisher" else 0,
         "teacher": weights if has_teacher else 0,
     }
-    return {**parts, "total": sum(parts.values())}
+
+
+def with_peak(parts: Mapping[str, int], footprint: Footprint | None, process: int) -> dict[str, int]:
+    """`expected_memory` with what depends on the batch and on the process, and "total", the most that a run holds at once.
+
+    `footprint` None: what enters the model is not known, and "activations" are missing. `process`: bytes that the program
+    itself takes, 0 where the memory is that of a GPU.
+    """
+    parts = {**parts, "process": process}
+    step = parts["gradients"] + parts["masked_weights"]
+    evaluation = 0
+    if footprint is not None:
+        parts["activations"] = max(0, footprint.step - step)
+        step, evaluation = footprint.step, footprint.evaluation
+    always = process + parts["weights"] + parts["teacher"]
+    moving = parts["optimizer"] + parts["pruned_weights"] + parts["squared_gradients"] + step
+    training = always + moving + (round(HEAP_SLACK * moving) if process else 0)
+    at_the_end = always + parts["weights"] + evaluation  # what was written is loaded beside the model it came from
+    return {**parts, "total": max(training, at_the_end)}

@@ -49,12 +49,12 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.sum() % 3}
 
 
-def trainer_for(folder, steps, pruner_steps):
+def trainer_for(folder, steps, pruner_steps, **changes):
     with offline_transformers() as transformers:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(make_bert(folder / "bert"))
     untouched = copy.deepcopy(model)
     settings = {"sparsity": 0.5, "block_size": 8, "min_blocks": 50, "rules": [{"match": "classifier", "dense": True}]}
-    pruner = sapp.Pruner(model, settings, pruner_steps)
+    pruner = sapp.Pruner(model, {**settings, **changes}, pruner_steps)
     optimizer = torch.optim.AdamW(pruner.parameter_groups(lr=1e-3))
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
@@ -84,6 +84,18 @@ def test_the_hugging_face_trainer(tmp_path):
     untouched.save_pretrained(tmp_path / "out")
     saved = sapp.load_state_dict(tmp_path / "out")["bert.encoder.layer.0.attention.self.query.weight"]
     assert (saved.view(12, 8, 12, 8).abs().amax((1, 3)) == 0).sum() == 72
+
+
+def test_the_callback_shows_the_pruner_the_gradients(tmp_path):
+    trainer, pruner, *_ = trainer_for(tmp_path, STEPS, STEPS, score="fisher", allocation="parameters")
+    trainer.train()
+    assert set(pruner.moments) == set(pruner.masks)
+    assert all(bool((moments > 0).any()) for moments in pruner.moments.values())
+    kept = [int(keep.sum()) for keep in pruner.masks.values()]
+    assert sum(kept) == sum(
+        keep.numel() // 2 for keep in pruner.masks.values()
+    )  # one size of blocks: one budget of blocks
+    assert any(count != keep.numel() // 2 for count, keep in zip(kept, pruner.masks.values(), strict=True))
 
 
 def test_a_trainer_of_another_length_is_refused(tmp_path):

@@ -157,15 +157,20 @@ def print_table(table: Table) -> None:
 def _write(folder: Path, table: Table) -> list[str]:
     """The table and its plots as files; their names."""
     from sapp_cli.checkpoint.write import disk_errors, replacing
-    from sapp_cli.comparing.figures import draw_plots
+    from sapp_cli.comparing.figures import PLOTS, draw_plots
 
     text = json.dumps(table.as_json(), indent=2, ensure_ascii=False) + "\n"
-    files = {"comparison.json": text.encode(), "comparison.csv": table.as_csv().encode()}
-    files |= {"comparison.md": table.as_markdown().encode(), **draw_plots(table)}
+    files = {"comparison.csv": table.as_csv().encode(), "comparison.md": table.as_markdown().encode()}
+    files["comparison.json"] = text.encode()
+    names = [*files, *PLOTS]
+    before = folder / "comparison.json"
+    if all((folder / name).is_file() for name in names) and before.read_bytes() == text.encode():
+        return names  # plots take seconds
+    files = {**draw_plots(table), **files}
     for name, content in files.items():
         with disk_errors(folder), replacing(folder / name) as write:
             write(content)
-    return list(files)
+    return names
 
 
 def _variants(methods: str, method_sets: list[str]) -> list[Variant]:

@@ -145,7 +145,7 @@ def _gradients_in_one_pass(
     parts = [*whole, per_block.view(rows, 1, columns, 1), grad_blocks]
     for its_grad, its_matrix, out, scale, its_blocks in zip(*(torch.split(part, each) for part in parts), strict=True):
         product = torch.mul(its_grad, its_matrix, out=products[: len(out)])
-        torch.sum(product, (1, 3), out=its_blocks)
+        torch.sum(product.sum(1), 2, out=its_blocks)  # rows first: faster by half than both at once
         torch.mul(its_grad, scale, out=out)
     return grad_matrix, grad_blocks
 

@@ -42,6 +42,7 @@ class Manifest:
     metrics: Mapping[str, Metric]  # the first is the one that `check --max-drop` looks at
     seconds: Mapping[str, float]  # training and the whole
     threads: int  # of torch on a CPU: sums in another order are other bits
+    block_costs: Mapping[str, int] | None = None  # of an allocation over all layers {pruned layer: what a block costs}
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -60,6 +61,7 @@ class Manifest:
             "versions": {"python": platform.python_version(), **_versions()},
             "platform": platform.platform(),
             "threads": self.threads,
+            **({} if self.block_costs is None else {"block_costs": dict(self.block_costs)}),
         }
 
 

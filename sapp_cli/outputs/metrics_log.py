@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sapp_cli.checkpoint.write import disk_errors
 from sapp_cli.training.loop import StepRecord
 
 
@@ -16,8 +17,12 @@ class MetricsLog:
 
     def __init__(self, path: Path, every: int, keep_bytes: int = 0) -> None:
         """`keep_bytes` of what is there stay: the lines of the steps that a resumed run has behind it."""
-        self._file = path.open("a", encoding="utf-8", buffering=1)  # every line is there when its step is over
-        self._file.truncate(keep_bytes)
+        self._path = path
+        with disk_errors(path.parent):
+            self._file = path.open(
+                "ab", buffering=0
+            )  # every line is there when its step is over, and none is left for closing
+            self._file.truncate(keep_bytes)
         self._every = every
 
     def __enter__(self) -> MetricsLog:
@@ -38,4 +43,7 @@ class MetricsLog:
         self._write({"step": step, "metrics": dict(metrics)})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        left = (json.dumps(line) + "\n").encode()
+        with disk_errors(self._path.parent):
+            while left:
+                left = left[self._file.write(left) :]

@@ -31,6 +31,7 @@ class Guess:
 
     metric: str
     value: float
+    higher_is_better: bool
 
 
 class CollapseWatch:
@@ -52,7 +53,8 @@ class CollapseWatch:
             return
         name, guess = self._guess.metric, self._guess.value
         dense, now = self._dense[name], metrics[name]
-        if abs(dense - guess) < WORTH_A_LOOK * max(abs(dense), abs(guess)):
+        ahead = dense - guess if self._guess.higher_is_better else guess - dense
+        if ahead < WORTH_A_LOOK * max(abs(dense), abs(guess)):
             return
         left = (now - guess) / (dense - guess)
         self._bad = self._bad + 1 if not math.isfinite(now) or left <= NOTHING_LEFT else 0
@@ -69,18 +71,18 @@ def guess_of(objective: Objective, model: nn.Module, data: DataSets) -> Guess | 
     """What guessing reaches on the validation rows; None where that is not known, as for an objective of the user's own."""
     if objective.name in ("causal-lm", "masked-lm"):  # every token as likely as any other
         words = getattr(getattr(model, "config", None), "vocab_size", None)
-        return Guess("loss", math.log(words)) if isinstance(words, int) and words > 1 else None
+        return Guess("loss", math.log(words), False) if isinstance(words, int) and words > 1 else None
     if objective.name == "embedding-distillation":  # unrelated directions
-        return Guess("cosine", 0.0)
+        return Guess("cosine", 0.0, True)
     if objective.name == "classification":  # always the most frequent class
         counts = torch.bincount(_targets(data).long().flatten())
-        return Guess("accuracy", float(counts.max() / counts.sum()))
+        return Guess("accuracy", float(counts.max() / counts.sum()), True)
     if objective.name == "binary":  # always the share of ones
         share = float(_targets(data).double().mean())
-        return Guess("logloss", -sum(p * math.log(p) for p in (share, 1 - share) if p > 0))
+        return Guess("logloss", -sum(p * math.log(p) for p in (share, 1 - share) if p > 0), False)
     if objective.name == "regression":  # always the mean
         targets = _targets(data).double()
-        return Guess("mse", float((targets - targets.mean(0)).square().mean()))
+        return Guess("mse", float((targets - targets.mean(0)).square().mean()), False)
     return None
 
 

@@ -2,16 +2,16 @@
 
 import warnings
 
-import pytest
-
 from tests.docs.pages import DOCS
 from tests.docs.test_pages_run import Terminal, run_page
 
+LIGHTNINGS_OWN = ("does not have many workers", "LeafSpec", "is deprecated")
+"""What Lightning warns of: loaders without workers, and what it imports from torch."""
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torchmetrics", "ignore::DeprecationWarning:pytorch_lightning")
+
 def test_the_examples(sapp, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*does not have many workers.*")  # Lightning's advice on loaders
-        warnings.filterwarnings("ignore", r".*smaller than the logging interval.*")
+        for text in LIGHTNINGS_OWN:
+            warnings.filterwarnings("ignore", f".*{text}.*")
         run_page(DOCS / "howto-own-loop.md", Terminal(sapp))

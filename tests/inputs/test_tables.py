@@ -103,7 +103,7 @@ def test_columns_that_are_not_there(pairs, tmp_path):
     assert str(error.value).splitlines() == [
         f"{pairs.origin} has no column 'sentence' (data.columns.text); nearest: 'sentence2'",
         f"{pairs.origin} has no column 'lable' (data.columns.label); nearest: 'label'",
-        "its columns: sentence1, sentence2, label",
+        "  its columns: sentence1, sentence2, label",
     ]
     other = table_of(tmp_path / "x.csv", "body,verdict\na,1\n")
     with pytest.raises(DataError) as error:
@@ -111,14 +111,14 @@ def test_columns_that_are_not_there(pairs, tmp_path):
     assert str(error.value).splitlines() == [
         f"{other.origin} has no column that is usually the text; name it in data.columns.text",
         f"{other.origin} has no column that is usually the label; name it in data.columns.label",
-        "its columns: body, verdict",
+        "  its columns: body, verdict",
     ]
     columns = choose_columns(pairs, ColumnsSection(), needs_label=True)
     with pytest.raises(DataError) as error:
         require_columns(other, columns)
     assert str(error.value).splitlines() == [
         f"{other.origin} has no column 'sentence1', which the training rows have",
-        "its columns: body, verdict",
+        "  its columns: body, verdict",
     ]
 
 

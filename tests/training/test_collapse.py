@@ -23,7 +23,7 @@ def moment(progress, phase=Phase.SPARSE, step=79):
 
 
 def watch(dense=0.9, guess=0.1, metric="accuracy"):
-    return CollapseWatch(Guess(metric, guess), {metric: dense}, RECIPE)
+    return CollapseWatch(Guess(metric, guess, metric == "accuracy"), {metric: dense}, RECIPE)
 
 
 def test_two_evaluations_running_that_are_no_better_than_guessing_end_the_run():
@@ -62,10 +62,11 @@ def test_nothing_is_found_while_blocks_go_or_all_are_there():
     assert not found.suspects
 
 
-def test_a_dense_model_that_hardly_beats_guessing_has_nowhere_to_fall():
-    found = watch(dense=0.97, guess=0.95)
-    for _ in range(3):
-        found.look(moment(0.9), {"accuracy": 0.95})
+@pytest.mark.parametrize(("dense", "guess"), [(0.97, 0.95), (0.1, 0.13)])
+def test_a_dense_model_that_hardly_beats_guessing_has_nowhere_to_fall(dense, guess):
+    found = watch(dense, guess)
+    for now in (0.0, guess, 0.2, 0.9):
+        found.look(moment(0.9), {"accuracy": now})
 
 
 @pytest.mark.parametrize("now", [2.5, math.nan, math.inf])
@@ -93,19 +94,23 @@ class Rows(torch.utils.data.Dataset):
 @pytest.mark.parametrize(
     ("task", "targets", "expected"),
     [
-        ("classification", [0, 2, 2, 1], Guess("accuracy", 0.5)),
-        ("binary", [0.0, 1.0, 1.0, 1.0], Guess("logloss", -0.75 * math.log(0.75) - 0.25 * math.log(0.25))),
-        ("binary", [1.0, 1.0], Guess("logloss", 0.0)),
-        ("regression", [[0.0, 1.0], [2.0, 1.0]], Guess("mse", 0.5)),
+        ("classification", [0, 2, 2, 1], Guess("accuracy", 0.5, True)),
+        ("binary", [0.0, 1.0, 1.0, 1.0], Guess("logloss", -0.75 * math.log(0.75) - 0.25 * math.log(0.25), False)),
+        ("binary", [1.0, 1.0], Guess("logloss", 0.0, False)),
+        ("regression", [[0.0, 1.0], [2.0, 1.0]], Guess("mse", 0.5, False)),
         ("causal-lm", [0], None),  # no vocabulary: the model has no config
-        ("embedding-distillation", [0], Guess("cosine", 0.0)),
+        ("embedding-distillation", [0], Guess("cosine", 0.0, True)),
     ],
 )
 def test_what_guessing_reaches(task, targets, expected):
     model = nn.Linear(2, 1)
     data = DataSets(Rows(targets), Rows(targets), stack_rows, "rows")
     found = guess_of(make_objective(ObjectiveSection(task=task), model), model, data)
-    assert found == expected or (found.metric, found.value) == (expected.metric, pytest.approx(expected.value))
+    if expected is None:
+        assert found is None
+    else:
+        assert (found.metric, found.higher_is_better) == (expected.metric, expected.higher_is_better)
+        assert found.value == pytest.approx(expected.value)
 
 
 @pytest.fixture
