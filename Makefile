@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 ENCODER := runs/minilm
 
-.PHONY: demo test check fix setup docs release-check sentences encoder fuzz bench bench-sparse-phases bench-cuda bench-reading bench-training predictions clean
+.PHONY: demo test check fix setup docs release-check sentences encoder fuzz bench bench-sparse-phases bench-cuda bench-reading bench-training predictions evidence clean
 
 setup: $(READY)
 
@@ -83,6 +83,10 @@ predictions: $(READY)
 # Reading speed and memory of `sapp report` on a synthetic checkpoint of 4 GB.
 bench-reading: $(READY)
 	$(BIN)/python scripts/bench_reading.py --out runs/large --gigabytes 4
+
+# The methods against each other on the studies of scripts/evidence.yaml; goes on where it stopped.
+evidence: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/evidence.py
 
 clean:
 	rm -rf runs build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

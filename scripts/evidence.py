@@ -1,0 +1,173 @@
+"""Compare the methods on the studies of scripts/evidence.yaml, each run a process of its own, and write the tables down.
+
+    python scripts/evidence.py --tune digits-mlp      the rate of each method, on seeds of its own
+    python scripts/evidence.py                        the core part: the final runs, docs/results-evidence.md
+    python scripts/evidence.py --part long
+
+What is finished is not run again: the same command goes on where it stopped. Every table stands with its command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sapp_cli.cli.options import MethodName
+from sapp_cli.runtime.machine import this_machine
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STUDIES = Path(__file__).with_suffix(".yaml")
+FOLDER = "runs/evidence"
+PAGE = REPOSITORY / "docs" / "results-evidence.md"
+PARTS = ("core", "long")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the rates were chosen: on one cell, with seeds that the final runs do not use."""
+
+    block: str
+    sparsity: str
+    seeds: str
+    rates: list[float]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One checkpoint, one recipe, one number of steps; all methods."""
+
+    name: str
+    title: str
+    part: str
+    checkpoint: str
+    recipe: str
+    steps: int
+    blocks: str
+    sparsities: str
+    seeds: str
+    tune: Tuning
+    rates: dict[str, float]
+    """{method: optimizer.lr}, frozen after tuning; a method that is not in it has the recipe's."""
+    prepare: list[str] = field(default_factory=list)
+    set: list[str] = field(default_factory=list)
+    remark: str = ""
+    """What a reader of the table should know, written when it was there."""
+
+    def __post_init__(self) -> None:
+        shared = set(self.seeds.split(",")) & set(self.tune.seeds.split(","))
+        assert not shared, f"{self.name}: seeds {sorted(shared)} were looked at while tuning"
+
+    def command(self, out: str, blocks: str, sparsities: str, seeds: str, *extra: str) -> list[str]:
+        sets = [part for assignment in self.set for part in ("--set", assignment)]
+        options = ["--block-size", blocks, "--sparsity", sparsities, "--seeds", seeds, "--steps", str(self.steps)]
+        return ["sapp", "compare", self.checkpoint, "-r", self.recipe, "-o", out, *options, *sets, *extra]
+
+    @property
+    def final(self) -> list[str]:
+        rates = [part for name, rate in self.rates.items() for part in ("--method-set", f"{name}:optimizer.lr={rate}")]
+        return self.command(f"{FOLDER}/{self.name}/final", self.blocks, self.sparsities, self.seeds, *rates)
+
+    def trial(self, rate: float) -> list[str]:
+        out = f"{FOLDER}/{self.name}/rate-{rate:g}"
+        tune = self.tune
+        return self.command(out, tune.block, tune.sparsity, tune.seeds, "--set", f"optimizer.lr={rate}")
+
+
+def studies(file: Path = STUDIES) -> dict[str, Study]:
+    found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return {
+        name: Study(name=name, **{**entry, "tune": Tuning(**entry["tune"]), "rates": rates_of(entry["rates"])})
+        for name, entry in found.items()
+    }
+
+
+def rates_of(entry: dict[str, Any]) -> dict[str, float]:
+    unknown = sorted(set(entry) - {method.value for method in MethodName})
+    assert not unknown, f"no methods: {unknown}"
+    return {name: float(rate) for name, rate in entry.items()}
+
+
+def run(command: Sequence[str], *extra: str) -> None:
+    """As in a terminal at the repository's root, with this Python's sapp."""
+    print("$", shlex.join(command), flush=True)
+    start = {"sapp": [sys.executable, "-m", "sapp_cli"], "python": [sys.executable]}[command[0]]
+    subprocess.run([*start, *command[1:], *extra], cwd=REPOSITORY, check=True)
+
+
+def prepare(study: Study) -> None:
+    if not (REPOSITORY / study.checkpoint).exists():
+        for command in study.prepare:
+            run(shlex.split(command))
+
+
+def tune(study: Study, jobs: int) -> dict[str, float]:
+    """{method: the rate with the best mean}, every method with every rate."""
+    prepare(study)
+    means: dict[str, dict[float, float]] = {}
+    sign = 1.0
+    for rate in map(float, study.tune.rates):
+        command = study.trial(rate)
+        run(command, "--jobs", str(jobs))
+        table = json.loads((REPOSITORY / command[6] / "comparison.json").read_text(encoding="utf-8"))
+        sign = 1.0 if table["higher_is_better"] else -1.0
+        for row in table["rows"]:
+            if row["mean"] is not None:
+                means.setdefault(row["method"], {})[rate] = row["mean"]
+    for method, by_rate in means.items():
+        print(f"{method:24}", "  ".join(f"{rate:g}: {mean:.4f}" for rate, mean in by_rate.items()))
+    return {method: max(by_rate, key=lambda rate: sign * by_rate[rate]) for method, by_rate in means.items()}
+
+
+def page(found: Sequence[Study]) -> str:
+    """The tables of all studies that have been run, each with the command that makes it."""
+    sections = []
+    for study in found:
+        file = REPOSITORY / FOLDER / study.name / "final" / "comparison.md"
+        if not file.is_file():
+            continue
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in study.rates.items()) or "the recipe's for all"
+        trials = ", ".join(f"{float(rate):g}" for rate in study.tune.rates)
+        cell = f"{study.tune.sparsity} in blocks of {study.tune.block}, seeds {study.tune.seeds}"
+        chosen = f"Rates: {rates}; chosen from {trials} on {cell}."
+        command = f"```text\n{shlex.join(study.final)}\n```"
+        sections.append(
+            f"## {study.title}\n\n{file.read_text(encoding='utf-8').strip()}\n\n{chosen}\n\n{study.remark}\n\n{command}\n"
+        )
+    machine = this_machine().text.rpartition(",")[0]
+    made = f"Made by `make evidence`; {machine}, {date.today()}. Rates were tuned with `python scripts/evidence.py --tune`."
+    head = f"# Evidence\n\n{made}\n"
+    return "\n".join([head, *sections])
+
+
+def main(command_line: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, default="core")
+    parser.add_argument("--only", action="append", metavar="STUDY", help="these studies only; repeatable")
+    parser.add_argument("--tune", action="append", metavar="STUDY", help="choose the rates of a study; repeatable")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: %(default)s)")
+    arguments = parser.parse_args(command_line)
+    known = studies()
+    for name in arguments.tune or ():
+        print(f"{name}: rates: {json.dumps(tune(known[name], arguments.jobs))}")
+    if arguments.tune:
+        return
+    for name in arguments.only or [name for name, study in known.items() if study.part == arguments.part]:
+        prepare(known[name])
+        run(known[name].final, "--jobs", str(arguments.jobs))
+    PAGE.write_text(page(list(known.values())), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(REPOSITORY)}")
+
+
+if __name__ == "__main__":
+    main()
