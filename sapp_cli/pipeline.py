@@ -55,6 +55,7 @@ from sapp_cli.training.compilation import require_compiler
 from sapp_cli.training.device import describe_processes, make_accelerator, reproducible, shards
 from sapp_cli.training.evaluation import evaluate
 from sapp_cli.training.footprint import Footprint, free_bytes, measure_footprint, process_bytes, some_rows
+from sapp_cli.training.heap import keep_freed_memory
 from sapp_cli.training.keeper import Keeper, open_run
 from sapp_cli.training.loop import StepRecord, count_steps, train
 from sapp_cli.training.objectives import Objective, check_fits, make_objective
@@ -287,6 +288,7 @@ def _train(
     chosen: Iterable[int] | None,
 ) -> float:
     """Train to the end of the schedule; the seconds it took, those before an interruption included."""
+    keep_freed_memory()
     seconds = 0.0
 
     def on_step(record: StepRecord) -> None:

@@ -29,6 +29,7 @@ from torch import nn
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.runtime.machine import this_machine
+from sapp_cli.training.heap import keep_freed_memory
 from sapp_cli.training.optimizers import make_optimizer
 from sapp_cli.training.sparse_phases import SparsePhases
 
@@ -193,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    keep_freed_memory()  # as `sapp prune` does, for all three forms
     machine = this_machine()
     print(machine.text, flush=True)
     print(

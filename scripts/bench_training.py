@@ -30,6 +30,7 @@ import sapp_cli as sapp
 from sapp_cli.core.schedule import Phase
 from sapp_cli.runtime.machine import this_machine
 from sapp_cli.runtime.timing import time_in_turns
+from sapp_cli.training.heap import keep_freed_memory
 from scripts.memory import peak_mib, resident_mib
 
 PLAIN = "plain"
@@ -152,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--peak-of", choices=(PLAIN, *PHASES), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as `sapp prune` does, for plain and pruned networks
     if arguments.peak_of:
         print(peak(arguments.case[0], arguments.peak_of, arguments.compile, arguments.block_size))
         return

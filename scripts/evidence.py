@@ -45,7 +45,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Study:
-    """One checkpoint, one recipe, one number of steps; all methods."""
+    """One checkpoint, one recipe, one number of steps; several methods, or variants of one."""
 
     name: str
     title: str
@@ -56,38 +56,50 @@ class Study:
     blocks: str
     sparsities: str
     seeds: str
-    tune: Tuning
-    rates: dict[str, float]
+    tune: Tuning | None = None
+    """None: the rate is another study's, as `set` or the recipe has it."""
+    rates: dict[str, float] = field(default_factory=dict)
     """{method: optimizer.lr}, frozen after tuning; a method that is not in it has the recipe's."""
+    methods: list[str] = field(default_factory=list)
+    """As `--methods` takes them, LABEL=NAME for variants; none: all methods."""
+    method_set: list[str] = field(default_factory=list)
+    """As `--method-set` takes them: LABEL:KEY=VALUE."""
     prepare: list[str] = field(default_factory=list)
     set: list[str] = field(default_factory=list)
     remark: str = ""
     """What a reader of the table should know, written when it was there."""
 
     def __post_init__(self) -> None:
-        shared = set(self.seeds.split(",")) & set(self.tune.seeds.split(","))
+        shared = set(self.seeds.split(",")) & set(self.tune.seeds.split(",") if self.tune else ())
         assert not shared, f"{self.name}: seeds {sorted(shared)} were looked at while tuning"
 
     def command(self, out: str, blocks: str, sparsities: str, seeds: str, *extra: str) -> list[str]:
         sets = [part for assignment in self.set for part in ("--set", assignment)]
         options = ["--block-size", blocks, "--sparsity", sparsities, "--seeds", seeds, "--steps", str(self.steps)]
-        return ["sapp", "compare", self.checkpoint, "-r", self.recipe, "-o", out, *options, *sets, *extra]
+        if self.methods:
+            options += ["--methods", ",".join(self.methods)]
+        own = [part for assignment in self.method_set for part in ("--method-set", assignment)]
+        return ["sapp", "compare", self.checkpoint, "-r", self.recipe, "-o", out, *options, *sets, *own, *extra]
 
     @property
     def final(self) -> list[str]:
         rates = [part for name, rate in self.rates.items() for part in ("--method-set", f"{name}:optimizer.lr={rate}")]
         return self.command(f"{FOLDER}/{self.name}/final", self.blocks, self.sparsities, self.seeds, *rates)
 
-    def trial(self, rate: float) -> list[str]:
+    def trial(self, tune: Tuning, rate: float) -> list[str]:
         out = f"{FOLDER}/{self.name}/rate-{rate:g}"
-        tune = self.tune
         return self.command(out, tune.block, tune.sparsity, tune.seeds, "--set", f"optimizer.lr={rate}")
 
 
 def studies(file: Path = STUDIES) -> dict[str, Study]:
     found = yaml.safe_load(file.read_text(encoding="utf-8"))
     return {
-        name: Study(name=name, **{**entry, "tune": Tuning(**entry["tune"]), "rates": rates_of(entry["rates"])})
+        name: Study(
+            name=name,
+            tune=Tuning(**entry["tune"]) if "tune" in entry else None,
+            rates=rates_of(entry.get("rates", {})),
+            **{key: value for key, value in entry.items() if key not in ("tune", "rates")},
+        )
         for name, entry in found.items()
     }
 
@@ -113,11 +125,12 @@ def prepare(study: Study) -> None:
 
 def tune(study: Study, jobs: int) -> dict[str, float]:
     """{method: the rate with the best mean}, every method with every rate."""
+    assert study.tune is not None, f"{study.name} has nothing to tune"
     prepare(study)
     means: dict[str, dict[float, float]] = {}
     sign = 1.0
     for rate in map(float, study.tune.rates):
-        command = study.trial(rate)
+        command = study.trial(study.tune, rate)
         run(command, "--jobs", str(jobs))
         table = json.loads((REPOSITORY / command[6] / "comparison.json").read_text(encoding="utf-8"))
         sign = 1.0 if table["higher_is_better"] else -1.0
@@ -129,6 +142,16 @@ def tune(study: Study, jobs: int) -> dict[str, float]:
     return {method: max(by_rate, key=lambda rate: sign * by_rate[rate]) for method, by_rate in means.items()}
 
 
+def chosen(study: Study) -> str:
+    """Which rates, and how they were found."""
+    if study.tune is None:
+        return ""
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in study.rates.items()) or "the recipe's for all"
+    trials = ", ".join(f"{float(rate):g}" for rate in study.tune.rates)
+    cell = f"{study.tune.sparsity} in blocks of {study.tune.block}, seeds {study.tune.seeds}"
+    return f"Rates: {rates}; chosen from {trials} on {cell}."
+
+
 def page(found: Sequence[Study]) -> str:
     """The tables of all studies that have been run, each with the command that makes it."""
     sections = []
@@ -136,14 +159,9 @@ def page(found: Sequence[Study]) -> str:
         file = REPOSITORY / FOLDER / study.name / "final" / "comparison.md"
         if not file.is_file():
             continue
-        rates = ", ".join(f"{name} {rate:g}" for name, rate in study.rates.items()) or "the recipe's for all"
-        trials = ", ".join(f"{float(rate):g}" for rate in study.tune.rates)
-        cell = f"{study.tune.sparsity} in blocks of {study.tune.block}, seeds {study.tune.seeds}"
-        chosen = f"Rates: {rates}; chosen from {trials} on {cell}."
         command = f"```text\n{shlex.join(study.final)}\n```"
-        sections.append(
-            f"## {study.title}\n\n{file.read_text(encoding='utf-8').strip()}\n\n{chosen}\n\n{study.remark}\n\n{command}\n"
-        )
+        parts = [f"## {study.title}", file.read_text(encoding="utf-8").strip(), chosen(study), study.remark, command]
+        sections.append("\n\n".join(part for part in parts if part) + "\n")
     machine = this_machine().text.rpartition(",")[0]
     made = f"Made by `make evidence`; {machine}, {date.today()}. Rates were tuned with `python scripts/evidence.py --tune`."
     head = f"# Evidence\n\n{made}\n"
