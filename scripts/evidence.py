@@ -41,6 +41,8 @@ class Tuning:
     sparsity: str
     seeds: str
     rates: list[float]
+    steps: int | None = None
+    """None: as many as the final runs have; fewer where these take long."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,20 @@ class Study:
         shared = set(self.seeds.split(",")) & set(self.tune.seeds.split(",") if self.tune else ())
         assert not shared, f"{self.name}: seeds {sorted(shared)} were looked at while tuning"
 
-    def command(self, out: str, blocks: str, sparsities: str, seeds: str, *extra: str) -> list[str]:
+    def command(
+        self, out: str, blocks: str, sparsities: str, seeds: str, *extra: str, steps: int | None = None
+    ) -> list[str]:
         sets = [part for assignment in self.set for part in ("--set", assignment)]
-        options = ["--block-size", blocks, "--sparsity", sparsities, "--seeds", seeds, "--steps", str(self.steps)]
+        options = [
+            "--block-size",
+            blocks,
+            "--sparsity",
+            sparsities,
+            "--seeds",
+            seeds,
+            "--steps",
+            str(steps or self.steps),
+        ]
         if self.methods:
             options += ["--methods", ",".join(self.methods)]
         own = [part for assignment in self.method_set for part in ("--method-set", assignment)]
@@ -88,7 +101,8 @@ class Study:
 
     def trial(self, tune: Tuning, rate: float) -> list[str]:
         out = f"{FOLDER}/{self.name}/rate-{rate:g}"
-        return self.command(out, tune.block, tune.sparsity, tune.seeds, "--set", f"optimizer.lr={rate}")
+        rate_of_all = ("--set", f"optimizer.lr={rate}")
+        return self.command(out, tune.block, tune.sparsity, tune.seeds, *rate_of_all, steps=tune.steps)
 
 
 def studies(file: Path = STUDIES) -> dict[str, Study]:
@@ -149,7 +163,8 @@ def chosen(study: Study) -> str:
     rates = ", ".join(f"{name} {rate:g}" for name, rate in study.rates.items()) or "the recipe's for all"
     trials = ", ".join(f"{float(rate):g}" for rate in study.tune.rates)
     cell = f"{study.tune.sparsity} in blocks of {study.tune.block}, seeds {study.tune.seeds}"
-    return f"Rates: {rates}; chosen from {trials} on {cell}."
+    steps = f", {study.tune.steps} steps" if study.tune.steps else ""
+    return f"Rates: {rates}; chosen from {trials} on {cell}{steps}."
 
 
 def page(found: Sequence[Study]) -> str:
