@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -61,7 +60,7 @@ class Study:
     tune: Tuning | None = None
     """None: the rate is another study's, as `set` or the recipe has it."""
     rates: dict[str, float] = field(default_factory=dict)
-    """{method: optimizer.lr}, frozen after tuning; a method that is not in it has the recipe's."""
+    """{method or label: optimizer.lr}, frozen after tuning; one that is not in it has the recipe's."""
     methods: list[str] = field(default_factory=list)
     """As `--methods` takes them, LABEL=NAME for variants; none: all methods."""
     method_set: list[str] = field(default_factory=list)
@@ -74,6 +73,9 @@ class Study:
     def __post_init__(self) -> None:
         shared = set(self.seeds.split(",")) & set(self.tune.seeds.split(",") if self.tune else ())
         assert not shared, f"{self.name}: seeds {sorted(shared)} were looked at while tuning"
+        labels = {entry.partition("=")[0] for entry in self.methods} or {method.value for method in MethodName}
+        unknown = sorted(set(self.rates) - labels)
+        assert not unknown, f"{self.name}: no methods: {unknown}"
 
     def command(
         self, out: str, blocks: str, sparsities: str, seeds: str, *extra: str, steps: int | None = None
@@ -111,17 +113,11 @@ def studies(file: Path = STUDIES) -> dict[str, Study]:
         name: Study(
             name=name,
             tune=Tuning(**entry["tune"]) if "tune" in entry else None,
-            rates=rates_of(entry.get("rates", {})),
+            rates={label: float(rate) for label, rate in entry.get("rates", {}).items()},
             **{key: value for key, value in entry.items() if key not in ("tune", "rates")},
         )
         for name, entry in found.items()
     }
-
-
-def rates_of(entry: dict[str, Any]) -> dict[str, float]:
-    unknown = sorted(set(entry) - {method.value for method in MethodName})
-    assert not unknown, f"no methods: {unknown}"
-    return {name: float(rate) for name, rate in entry.items()}
 
 
 def run(command: Sequence[str], *extra: str) -> None:
