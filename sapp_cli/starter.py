@@ -83,6 +83,9 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
     task = next((task for endings, task in TASKS if architecture and architecture.endswith(endings)), TENSORS)
     shares = {block: _share(checkpoint, block) for block in BLOCKS}
     block = _block(shares)
+    budget = (
+        "multiply-adds" if architecture else "parameters"
+    )  # what the model computes, where it can be built without data
     lines = [
         f"# {_title(checkpoint, architecture)}: {task.name}, 80 % in {block}×{block} blocks",
         "#",
@@ -117,12 +120,16 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
         "  clip_norm: 1.0",
         "",
         "prune:",
-        "  sparsity: 0.8                   # of the blocks of each pruned layer",
+        "  sparsity: 0.8                   # of the blocks",
         f"  block_size: {block}                  # rows and columns; [16, 32] works too",
     ]
     lines += [
         f"  #   {size:2}×{size:<2}: {share:4.0%} of the matrix weights lie in layers of {MIN_BLOCKS} blocks and more"
         for size, share in shares.items()
+    ]
+    lines += [
+        "  score: fisher                   # blocks rank by what the loss loses with them, which compares across layers,",
+        f"  allocation: {budget:<20}# so all layers share one budget; uniform: each keeps its own share of blocks",
     ]
     outputs = _output_layers(checkpoint)
     if outputs:
