@@ -7,6 +7,7 @@
     ├── GateError         3   a gate of `sapp check` was not met
     ├── CheckpointError   4   a checkpoint is missing, damaged or unsafe
     ├── DataError         4   a data file is missing, damaged or does not fit the model
+    │   └── SourceError   4   what a setting names is missing or of another kind; knows its key
     ├── ResourceError     5   out of memory or disk
     ├── TrainingError     6   training went wrong: diverged, or pruning disconnected a layer
     └── Interrupted     130   stopped by SIGINT (130) or SIGTERM (143) after a run state was saved
@@ -37,7 +38,7 @@ class SettingError(UsageError):
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(f"{key}: {text}" for key, text in self.problems))
+        super().__init__(_listed(self.problems))
 
 
 class RecipeError(UsageError):
@@ -66,6 +67,14 @@ class DataError(SappError):
     exit_code = 4
 
 
+class SourceError(DataError):
+    """Files and functions that settings name for the data: `problems` holds (dotted key, what is wrong and what to do)."""
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(_listed(self.problems))
+
+
 class ResourceError(SappError):
     """Memory or disk ran out, or would."""
 
@@ -84,3 +93,7 @@ class Interrupted(SappError):
     def __init__(self, message: str, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(message)
+
+
+def _listed(problems: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"{key}: {text}" for key, text in problems)

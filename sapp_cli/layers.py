@@ -33,6 +33,8 @@ from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 from sapp_cli.methods import BlockState, Method
 from sapp_cli.recipe.schema import PruneSection, RuleSection, block_shape, exact
 
+NO_SPARSITY = "its target sparsity is 0"
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -80,6 +82,8 @@ def decide_layers(
         reasons = Counter(layer.reason for layer in layers if layer.prunable)
         why = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
         advice = "take a smaller prune.block_size or prune.min_blocks, or change prune.rules"
+        if NO_SPARSITY in reasons:
+            advice = "raise prune.sparsity, or change prune.rules"
         problem = f"no layer would be pruned: {why or 'the model has no Linear or convolution weight'}; {advice}"
         raise SettingError([("prune", problem)])
     return layers
@@ -154,7 +158,7 @@ def _decide(weight: Layer, settings: PruneSection) -> Layer:
     assert weight.layout is not None, "checked above"
     grid = BlockGrid(weight.layout.matrix, block)
     if sparsity == 0:
-        return replace(weight, grid=grid, reason="its target sparsity is 0")
+        return replace(weight, grid=grid, reason=NO_SPARSITY)
     if block[0] > grid.matrix[0] or block[1] > grid.matrix[1]:
         return replace(weight, reason=f"a {_by(block)} block is larger than its {_by(grid.matrix)} matrix")
     if grid.count < fewest:

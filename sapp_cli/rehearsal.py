@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sapp_cli.core.schedule import Phase, PhaseSchedule
-from sapp_cli.pipeline import Watcher, prune
+from sapp_cli.pipeline.prune import prune
+from sapp_cli.pipeline.watcher import Watcher
 from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.training.loop import StepRecord
 

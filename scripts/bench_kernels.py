@@ -11,7 +11,8 @@ dense way (`F.linear`, or the weight packed for oneDNN), and which share of the 
     bsr       torch.mm of a sparse BSR tensor     scipy     scipy.sparse.bsr_array @
 
 The first ratio is of the medians, the second of the least disturbed turns. A way that is far behind in its first call is
-not repeated, and stands with that one time.
+not repeated, and stands with that one time. Where others use the machine as well, `--processor-time` leaves out what they
+take; it is for one thread.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +30,6 @@ from typing import Any
 
 import torch
 from scipy.sparse import bsr_array
-from torch import Tensor
 
 from sapp_cli.checkpoint.block_sparse import indices
 from sapp_cli.grid import BlockGrid
@@ -38,6 +39,7 @@ from sapp_cli.runtime.kernel import Kernel
 from sapp_cli.runtime.machine import this_machine
 from sapp_cli.runtime.plain import PlainProduct
 from sapp_cli.runtime.timing import time_in_turns
+from scripts.kernel_cells import KernelCell, bound, kept_at_random, sides
 
 SHAPES = ((1536, 384), (3072, 768), (4096, 4096), (11008, 4096))
 BLOCKS = ((8, 8), (16, 16), (32, 32), (64, 64), (16, 32))
@@ -46,18 +48,8 @@ ROWS = (1, 8, 128, 512)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One measurement. Letters as in sapp_cli/grid.py; `rows` of x."""
-
-    matrix: tuple[int, int]
-    block: tuple[int, int]
-    sparsity: float
-    rows: int
-    dtype: str
-    seconds: dict[str, float]
-    """Median of each way."""
-    least: dict[str, float]
-    """The least disturbed turn of each way."""
+class Cell(KernelCell):
+    """One measurement, judged by its kernel."""
 
     @property
     def speedup(self) -> float:
@@ -87,13 +79,12 @@ def measure(
     budget: float,
     only: Sequence[str] = (),
     isa: Isa | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Cell:
     """All ways to multiply random x by a random weight of which a random share of blocks is kept, seed 0."""
     generator = torch.Generator().manual_seed(0)
     grid = BlockGrid(matrix, block)
-    kept = torch.zeros(grid.count, dtype=torch.bool)
-    kept[torch.randperm(grid.count, generator=generator)[: round(grid.count * (1 - sparsity))]] = True
-    kept = kept.view(grid.size)
+    kept = kept_at_random(grid, sparsity, generator)
     crow, col = indices(kept.numpy())
     values = torch.randn(len(col), *block, generator=generator).to(dtype)
     dense = torch.zeros(grid.size[0], grid.size[1], *block, dtype=dtype)
@@ -103,9 +94,9 @@ def measure(
 
     ways: dict[str, Callable[[], Any]] = {}
     for name, way in dense_ways(dense, None, rows).items():
-        ways[name] = _bound(way, x)
-    ways["kernel"] = _bound(Kernel(values, crow, col, None, grid, isa), x)
-    ways["torch"] = _bound(PlainProduct(values, torch.from_numpy(crow), torch.from_numpy(col), None, grid), x)
+        ways[name] = bound(way, x)
+    ways["kernel"] = bound(Kernel(values, crow, col, None, grid, isa), x)
+    ways["torch"] = bound(PlainProduct(values, torch.from_numpy(crow), torch.from_numpy(col), None, grid), x)
     if dtype == torch.float32 and grid.padded == matrix:
         if block[0] == block[1]:
             with warnings.catch_warnings():
@@ -120,14 +111,10 @@ def measure(
     worst = (ways["kernel"]().double() - expected).abs().max().item() / expected.abs().max().item()
     allowed = 1e-5 if dtype == torch.float32 else 2e-2
     assert worst <= allowed, f"the kernel is wrong by {worst:.1e}: {matrix} {block} {sparsity} {rows}"
-    timings = time_in_turns(ways, budget=budget, least_turns=7, sample=2e-3, drop_hopeless=True)
+    timings = time_in_turns(ways, budget=budget, least_turns=7, sample=2e-3, drop_hopeless=True, clock=clock)
     seconds = {name: timing.median for name, timing in timings.items()}
     least = {name: timing.least for name, timing in timings.items()}
     return Cell(matrix, block, sparsity, rows, str(dtype).removeprefix("torch."), seconds, least)
-
-
-def _bound(way: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
-    return lambda: way(x)
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
@@ -136,11 +123,12 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
     sparsities = arguments.sparsity or ((0.9,) if arguments.quick else SPARSITIES)
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     isa = next((isa for isa in host_isas() if isa.name == arguments.isa), None)
+    clock = time.thread_time if arguments.processor_time else time.perf_counter
     with torch.inference_mode():
         for matrix, block, sparsity, rows in product(
             arguments.shape or shapes, blocks, sparsities, arguments.rows or ROWS
         ):
-            yield measure(matrix, block, sparsity, rows, dtype, arguments.seconds, arguments.way or (), isa)
+            yield measure(matrix, block, sparsity, rows, dtype, arguments.seconds, arguments.way or (), isa, clock)
 
 
 def line(cell: Cell) -> str:
@@ -155,11 +143,6 @@ def line(cell: Cell) -> str:
     return f"{what} {ratios}   kernel {cell.seconds['kernel'] * 1e6:,.0f} µs   {others}"
 
 
-def _shape(text: str) -> tuple[int, int]:
-    rows, _, columns = text.partition("x")
-    return int(rows), int(columns)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -171,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="two shapes, two blocks, 90 %%")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each cell, about")
-    parser.add_argument("--shape", type=_shape, action="append", metavar="OUTxIN")
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of time as it passes")
+    parser.add_argument("--shape", type=sides, action="append", metavar="OUTxIN")
     parser.add_argument("--sparsity", type=float, action="append")
     parser.add_argument("--rows", type=int, action="append")
     parser.add_argument(
@@ -179,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args(argv)
+    if arguments.processor_time and arguments.threads != 1:
+        parser.error("--processor-time counts one thread; give --threads 1")
     torch.set_num_threads(arguments.threads)
     machine = this_machine()
     print(machine.text + (f"; the kernel here for {arguments.isa}" if arguments.isa else ""), flush=True)

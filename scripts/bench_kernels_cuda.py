@@ -54,6 +54,7 @@ from sapp_cli.runtime.plain import PlainProduct, dense_weight
 from sapp_cli.runtime.timing import time_in_turns
 from sapp_cli.runtime.torch_bsr import TorchBsrProduct, is_possible
 from sapp_cli.runtime.triton_tiles import tiles
+from scripts.kernel_cells import KernelCell, bound, kept_at_random, sides
 
 SHAPES = ((4096, 4096), (11008, 4096), (14336, 4096), (3072, 768))
 BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (8, 8))
@@ -79,18 +80,9 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One measurement. Letters as in sapp_cli/grid.py; `rows` of x."""
+class Cell(KernelCell):
+    """One measurement, judged by our kernel's best tile, and by the layer that chooses by itself."""
 
-    matrix: tuple[int, int]
-    block: tuple[int, int]
-    sparsity: float
-    rows: int
-    dtype: str
-    seconds: dict[str, float]
-    """Median of each way."""
-    least: dict[str, float]
-    """The least disturbed turn of each way."""
     failed: dict[str, str]
     """Ways that could not be run here, and what they said."""
     chosen: str
@@ -132,9 +124,9 @@ def random_weight(
     """A random share of the blocks, seed 0."""
     generator = torch.Generator().manual_seed(0)
     grid = BlockGrid(matrix, block)
-    kept = torch.zeros(grid.count, dtype=torch.bool)
-    kept[torch.randperm(grid.count, generator=generator)[: round(grid.count * (1 - sparsity))]] = True
-    crow, col = (torch.from_numpy(index).to(device) for index in indices(kept.view(grid.size).numpy()))
+    crow, col = (
+        torch.from_numpy(index).to(device) for index in indices(kept_at_random(grid, sparsity, generator).numpy())
+    )
     made = torch.randn(len(col), block[1], block[0], generator=generator).to(device, dtype)
     values = made.transpose(1, 2)
     return Weight(grid, values, crow, col, dense_weight(values, crow, col, grid))
@@ -156,7 +148,7 @@ def measure(weight: Weight, rows: int, budget: float) -> Cell:
             failed[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             continue
         _check(name, y, x, weight)
-        ways[name] = _bound(way, x)
+        ways[name] = bound(way, x)
     timings = time_in_turns(ways, budget=budget, least_turns=7, drop_hopeless=True, finish=lambda: wait_for(x))
     chosen, layer = _measure_layer(weight, x, budget)
     return Cell(
@@ -187,10 +179,6 @@ def _makers(weight: Weight, rows: int) -> dict[str, Callable[[], Way]]:
         makers[TORCH_BSR] = lambda: TorchBsrProduct(*given)
     makers[PLAIN] = lambda: PlainProduct(*given)
     return makers
-
-
-def _bound(way: Way, x: Tensor) -> Callable[[], Tensor]:
-    return lambda: way(x)
 
 
 def _check(name: str, y: Tensor, x: Tensor, weight: Weight) -> None:
@@ -261,17 +249,12 @@ def card(device: torch.device) -> dict[str, str]:
     }
 
 
-def _pair(text: str) -> tuple[int, int]:
-    rows, _, columns = text.partition("x")
-    return int(rows), int(columns or rows)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one shape, two blocks, 90 %%, bf16")
     parser.add_argument("--seconds", type=float, default=0.3, help="for each cell, about")
-    parser.add_argument("--shape", type=_pair, action="append", metavar="OUTxIN")
-    parser.add_argument("--block", type=_pair, action="append", metavar="ROWSxCOLUMNS")
+    parser.add_argument("--shape", type=sides, action="append", metavar="OUTxIN")
+    parser.add_argument("--block", type=sides, action="append", metavar="ROWSxCOLUMNS")
     parser.add_argument("--sparsity", type=float, action="append")
     parser.add_argument("--rows", type=int, action="append")
     parser.add_argument("--dtype", choices=tuple(DTYPES), action="append")

@@ -120,7 +120,7 @@ def step_of(
     else:
         pruner = Pruner(model, recipe.prune, 1)
         optimizer = make_optimizer(recipe.optimizer, pruner, total_share=1e4)
-        SparsePhases(pruner, optimizer, recipe, alone=True).step(0)
+        SparsePhases(pruner, optimizer, recipe).step(0)
 
     def run() -> None:
         loss = nn.functional.mse_loss(model(x), target)

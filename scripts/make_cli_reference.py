@@ -9,7 +9,6 @@ and stays.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -19,6 +18,7 @@ from typing import Any
 import typer.main
 
 from sapp_cli.cli.main import app
+from scripts.reference_page import cell, write_page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 NO_FLAGS = "No flags."
@@ -63,11 +63,7 @@ def _row(option: Any, context: typer.Context) -> str:
     value = ", ".join(f"`{word}`" for word in words.split("|")) if words else ""
     default = option.default.value if isinstance(option.default, Enum) else option.default
     more = " Needed." if option.required else "" if default in (None, False, ()) else f" Default: `{default}`."
-    return f"| {flags} | {value} | {_cell(f'{option.help}{more}')} |"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return f"| {flags} | {value} | {cell(f'{option.help}{more}')} |"
 
 
 def with_reference(page: str) -> str:
@@ -87,16 +83,7 @@ def with_reference(page: str) -> str:
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing")
-    arguments = parser.parse_args(command_line)
-    old = PAGE.read_text(encoding="utf-8")
-    new = with_reference(old)
-    if arguments.check:
-        print(f"{PAGE.name} is {'up to date' if new == old else 'out of date: run ' + Path(__file__).name}")
-        return int(new != old)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    return write_page(PAGE, with_reference, Path(__file__), __doc__, command_line)
 
 
 if __name__ == "__main__":

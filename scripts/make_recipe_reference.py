@@ -8,7 +8,6 @@ Everything outside the two markers is written by hand and stays as it is.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic.fields import FieldInfo
 from sapp_cli.recipe.keys import section_in
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.recipe.wording import allowed
+from scripts.reference_page import cell, write_page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 BEGIN = "<!-- from the schema: scripts/make_recipe_reference.py -->"
@@ -54,7 +54,7 @@ def _row(key: str, field: FieldInfo) -> str:
     kind = allowed(field.annotation, field.metadata)
     if section is not None:  # its keys follow as rows of their own
         kind = kind.replace(f"a mapping of {', '.join(section.model_fields)}", "the keys below")
-    return f"| `{key}` | {_cell(kind)} | {_default(field, section)} | {_cell(text)} |"
+    return f"| `{key}` | {cell(kind)} | {_default(field, section)} | {cell(text)} |"
 
 
 def _default(field: FieldInfo, section: type[BaseModel] | None) -> str:
@@ -71,10 +71,6 @@ def _paragraph(section: type[BaseModel]) -> str:
     return " ".join((section.__doc__ or "").split())
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def with_reference(page: str) -> str:
     """The page with the part between its markers made anew."""
     before, found, rest = page.partition(BEGIN)
@@ -85,16 +81,7 @@ def with_reference(page: str) -> str:
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing")
-    arguments = parser.parse_args(command_line)
-    old = PAGE.read_text(encoding="utf-8")
-    new = with_reference(old)
-    if arguments.check:
-        print(f"{PAGE.name} is {'up to date' if new == old else 'out of date: run ' + Path(__file__).name}")
-        return int(new != old)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    return write_page(PAGE, with_reference, Path(__file__), __doc__, command_line)
 
 
 if __name__ == "__main__":

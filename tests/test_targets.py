@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from sapp_cli import pipeline
 from sapp_cli.errors import Interrupted
 from sapp_cli.layers import decide_layers
+from sapp_cli.pipeline.prune import prune
 from sapp_cli.recipe.load import load_recipe
 from sapp_cli.recipe.schema import PruneSection
 from sapp_cli.runtime.layer_times import LayerTime, time_layers, time_model
-from tests.training.test_fisher_runs import Interrupting
+from tests.runs import Interrupting
 
 
 def plan(sapp, digits, *more):
@@ -109,7 +109,7 @@ def test_an_interrupted_run_keeps_its_measurements_and_its_sparsity(sapp, digits
     sets = ["prune.allocation=time", "prune.score=fisher", "prune.method=gradual-magnitude", "train.steps=40"]
     settings = load_recipe(digits / "recipe.yaml", [*sets, "prune.sparsity=0.93"])
     with pytest.raises(Interrupted):
-        pipeline.prune(settings, digits / "dense.safetensors", tmp_path / "out", Interrupting(5))
+        prune(settings, digits / "dense.safetensors", tmp_path / "out", Interrupting(5))
     state = json.loads(next((tmp_path / ".out.sapp-run").glob("step-*/state.json")).read_text())
     costs = state["costs"]["blocks"]
     assert set(costs) == {"hidden1.weight", "hidden2.weight"}

@@ -8,6 +8,9 @@ from sapp_cli.errors import CheckpointError
 
 LONGEST_QUOTE = 120
 AGAIN = "download or copy the file again"
+POINTER = b"version https://git-lfs"
+"""What a file begins with that Git LFS has not fetched yet."""
+FETCH = "is a pointer of Git LFS, not the file itself: run `git lfs pull` in its folder"
 
 
 def quoted(name: object) -> str:

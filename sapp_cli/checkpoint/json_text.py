@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sapp_cli.checkpoint.damage import AGAIN, damaged, quoted
+from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, damaged, quoted
 
 MAX_NESTING = 64
 CONFIG_LIMIT = 16_000_000
@@ -60,6 +60,8 @@ def read_object(path: Path, what: str, limit: int, unique: bool = True) -> dict[
             text = file.read(limit + 1)
     except OSError as error:
         raise damaged(path, f"cannot be read: {error.strerror}") from None
+    if text.startswith(POINTER):
+        raise damaged(path, FETCH)
     if len(text) > limit:
         raise damaged(path, f"{what} has more than {limit:,} bytes")
     return parse_object(text, path, what, unique)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def _in_folder(path: Path) -> Location:
         raise damaged(
             path, "an adapter (adapter_config.json); merge it into its base model and give the merged checkpoint"
         )
-    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    names = _names(path)
     index, files = _weights_among(names, path)
     if index is not None:
         return _from_index(path, path / index, _companions(path) or path)
@@ -63,10 +64,34 @@ def _in_folder(path: Path) -> Location:
         foreign = next((FOREIGN[Path(name).suffix] for name in names if Path(name).suffix in FOREIGN), None)
         if foreign is not None:
             raise damaged(path, f"{foreign} weights are not supported; give the PyTorch checkpoint (safetensors)")
-        raise damaged(path, "no weights in this folder: no .safetensors, .bin, .pt or .pth file")
+        raise damaged(path, f"no weights in this folder: {_instead(path, names)}")
     _check_numbers(set(files), path)
     folder = _companions(path) or path
     return Location(path, folder, tuple(path / name for name in files), _config(folder))
+
+
+def _instead(path: Path, names: list[str]) -> str:
+    """What there is in a folder without weights, and what to do."""
+    if "zero_to_fp32.py" in names:
+        return "a checkpoint of DeepSpeed; run its zero_to_fp32.py first, and give what that writes"
+    if any(name.endswith(".distcp") for name in names):
+        return (
+            "a distributed checkpoint of torch; make a .pt file of it first, "
+            f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {path}.pt`"
+        )
+    inner = [path / name for name in names if (path / name).is_dir() and any(map(_is_weights, _names(path / name)))]
+    if inner:
+        return f"they lie in {', '.join(map(str, inner[:5]))}{' and others' * (len(inner) > 5)}; give one of these"
+    return "no .safetensors, .bin, .pt or .pth file"
+
+
+def _names(folder: Path) -> list[str]:
+    """Of all that lies there and is not hidden, in order."""
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", *PICKLES)) and not NOT_WEIGHTS.fullmatch(name)
 
 
 def _weights_among(names: list[str], path: Path) -> tuple[str | None, list[str]]:
@@ -98,6 +123,10 @@ def _one_file(path: Path) -> Location:
     if path.suffix in FOREIGN:
         raise damaged(
             path, f"{FOREIGN[path.suffix]} weights are not supported; give the PyTorch checkpoint (safetensors)"
+        )
+    if path.suffix == ".ckpt":
+        raise damaged(
+            path, "a checkpoint of Lightning; save the `state_dict` in it as .pt or .safetensors, and give that"
         )
     if path.suffix not in (".safetensors", *PICKLES):
         raise damaged(
@@ -169,8 +198,17 @@ def _config(folder: Path | None) -> dict[str, Any] | None:
 def _missing(path: Path) -> CheckpointError:
     """A name of the hub is answered with how to fetch it; sapp itself never downloads."""
     name = str(path)
+    address = re.match(r"https?:/+[^/]+/([\w.-]+/[\w.-]+)", name, re.ASCII)  # a path keeps one slash of the two
+    if address is not None:
+        advice = f"for a model of the hub run `hf download {address[1]}` first, and give the folder it prints"
+        return damaged(name.replace(":/", "://", 1), f"is an address, and sapp reads files; {advice}")
+    if path.parent.is_dir():
+        near = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.75)
+        if near:
+            return damaged(path, f"no such file or folder; nearest: '{near[0]}'")
     known = path.name.endswith((".safetensors", ".json", *PICKLES))
     if known or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII):
-        return damaged(path, "no such file or folder")
+        missing = "" if path.parent.is_dir() else f": there is no folder {path.parent}"
+        return damaged(path, f"no such file or folder{missing}")
     advice = f"a model of the hub? Run `hf download {name}` first, and give the folder it prints"
     return damaged(path, f"no such file or folder; {advice}")

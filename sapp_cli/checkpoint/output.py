@@ -55,23 +55,32 @@ def output_folder(out: Path, checkpoint: Path, overwrite: bool = False) -> Itera
 
 def check_output(out: Path, checkpoint: Path, overwrite: bool) -> None:
     """Raise UsageError if `out` cannot become the output for this checkpoint; writes nothing."""
+    check_place(out, checkpoint)
     out, source = out.expanduser().resolve(), checkpoint.expanduser().resolve()
-    if out == source:
-        raise UsageError(f"{out}: the output is the checkpoint itself; give another folder with -o")
-    if source.is_dir() and out.is_relative_to(source):
-        raise UsageError(f"{out}: the output lies inside the checkpoint's folder; give another folder with -o")
     if source.is_relative_to(out):
         raise UsageError(f"{out}: the checkpoint lies inside the output's folder; give another folder with -o")
     with disk_errors(out.parent):
-        above = next((parent for parent in out.parents if parent.is_file()), None)
-        if above is not None:
-            raise UsageError(f"{out}: {above} is a file, so nothing can lie in it; give another folder with -o")
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return
     if not overwrite:
         raise UsageError(f"{out}: exists already; give another folder with -o, or --overwrite to replace it")
     if not is_output(out):
         raise UsageError(f"{out}: --overwrite replaces only outputs of sapp, and this has no {MANIFEST} of sapp in it")
+
+
+def check_place(out: Path, checkpoint: Path) -> None:
+    """Raise UsageError if no folder can be made at `out`, or only one inside the checkpoint; writes nothing."""
+    out, source = out.expanduser().resolve(), checkpoint.expanduser().resolve()
+    if out == source:
+        raise UsageError(f"{out}: the output is the checkpoint itself; give another folder with -o")
+    if source.is_dir() and out.is_relative_to(source):
+        raise UsageError(f"{out}: the output lies inside the checkpoint's folder; give another folder with -o")
+    with disk_errors(out.parent):
+        if out.is_file():
+            raise UsageError(f"{out}: is a file; give a folder with -o")
+        above = next((parent for parent in out.parents if parent.is_file()), None)
+        if above is not None:
+            raise UsageError(f"{out}: {above} is a file, so nothing can lie in it; give another folder with -o")
 
 
 def is_output(folder: Path) -> bool:
@@ -119,14 +128,8 @@ def copy_companions(source: Path, out: Path) -> list[str]:
     checkpoint does not hold (sentence-transformers). Returns the relative paths of the copies. Raises CheckpointError
     for a symbolic link that leaves the folder: a copy would publish what it points to.
     """
-    ours = is_output(source)
-    modules = _module_folders(source)
     copied = []
-    for relative in sorted(_files_below(source)):
-        if ours and (str(relative) in WRITTEN_BY_SAPP or relative.parts[0] == "sparse"):
-            continue
-        if _is_weight(relative) and relative.parts[0] not in modules:
-            continue
+    for relative in _companions(source):
         target = Path("README.source.md") if relative == Path("README.md") else relative
         _check_link(source, relative)
         with disk_errors(out):
@@ -134,6 +137,24 @@ def copy_companions(source: Path, out: Path) -> list[str]:
             shutil.copyfile(source / relative, out / target)
         copied.append(target.as_posix())
     return copied
+
+
+def check_companions(source: Path) -> None:
+    """Raise CheckpointError for what `copy_companions` would not copy: told before the work, not after it."""
+    for relative in _companions(source):
+        _check_link(source, relative)
+
+
+def _companions(source: Path) -> list[Path]:
+    """What lies beside the weights and goes along, relative to the folder."""
+    ours = is_output(source)
+    modules = _module_folders(source)
+    return [
+        relative
+        for relative in sorted(_files_below(source))
+        if not (ours and (str(relative) in WRITTEN_BY_SAPP or relative.parts[0] == "sparse"))
+        and not (_is_weight(relative) and relative.parts[0] not in modules)
+    ]
 
 
 def _replace(staged: Path, out: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sapp_cli.checkpoint.damage import AGAIN, damaged, quoted
+from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, damaged, quoted
 from sapp_cli.checkpoint.dtypes import DTYPES, PACKED
 from sapp_cli.checkpoint.json_text import parse_object
 from sapp_cli.checkpoint.tensor_file import Read, TensorFile, TensorInfo
@@ -76,13 +76,12 @@ def _read_header(path: Path) -> tuple[bytes, int, int]:
             start = file.read(8)
             if len(start) < 8:
                 raise damaged(path, f"is not a safetensors file: it has {size} bytes; {AGAIN}")
-            if start == b"version " and file.read(15) == b"https://git-lfs":
-                raise damaged(path, "is a pointer of Git LFS, not the weights: run `git lfs pull` in its folder")
+            if start + file.read(len(POINTER) - 8) == POINTER:
+                raise damaged(path, FETCH)
             length = int.from_bytes(start, "little")
             if length > HEADER_LIMIT:
-                raise damaged(
-                    path, f"is not a safetensors file: a header of {length:,} bytes, more than the format allows"
-                )
+                problem = f"a header of {length:,} bytes, more than the format allows"
+                raise damaged(path, f"is not a safetensors file: {problem}; {AGAIN}")
             if length > size - 8:
                 raise damaged(path, f"truncated: the header has {length:,} bytes, the file {size:,}; {AGAIN}")
             file.seek(8)
@@ -92,7 +91,7 @@ def _read_header(path: Path) -> tuple[bytes, int, int]:
     if len(text) < length:
         raise damaged(path, "the file became shorter while it was read")
     if not text.startswith(b"{"):
-        raise damaged(path, "is not a safetensors file: its header does not begin with '{'")
+        raise damaged(path, f"is not a safetensors file: its header does not begin with '{{'; {AGAIN}")
     return text, 8 + length, size
 
 

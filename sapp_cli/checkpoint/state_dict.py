@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sapp_cli.checkpoint.damage import AGAIN, damaged
+from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, damaged
 from sapp_cli.checkpoint.tensor_file import Read, TensorFile, TensorInfo
 from sapp_cli.errors import ResourceError
 
@@ -86,6 +86,9 @@ def _load(path: Path) -> Any:
         raise damaged(path, "a PyTorch state dict is read with torch, which is not installed") from None
     if not path.is_file():
         raise damaged(path, "is not a regular file" if path.exists() else "no such file")
+    with suppress(OSError), path.open("rb") as file:  # what cannot be read is told below
+        if file.read(len(POINTER)) == POINTER:
+            raise damaged(path, FETCH)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about the age of the file

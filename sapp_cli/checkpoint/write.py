@@ -115,6 +115,8 @@ def parse_size(text: str) -> int:
 
 def require_folder(path: Path) -> None:
     """UsageError where the folder of a file to be written is not there: told before the work, not after it."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file in it")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}; make it first, or give another place")
 

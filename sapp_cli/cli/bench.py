@@ -45,7 +45,9 @@ def bench(
         ),
     ] = None,
     sets: SetOption = None,
-    device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.AUTO,
+    device: Annotated[
+        Device, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.")
+    ] = Device.AUTO,
     threads: Annotated[
         int | None,
         typer.Option("--threads", metavar="N", min=1, help="Threads; else as many as torch takes.", show_default=False),
@@ -64,12 +66,20 @@ def bench(
     block_size: Annotated[
         str | None,
         typer.Option(
-            "--block-size", metavar="N|ROWSxCOLUMNS", help="16, or 16x32 (out × in).", rich_help_panel=ESTIMATE
+            "--block-size",
+            metavar="N|ROWSxCOLUMNS",
+            help="16, or 16x32 (out × in); else the recipe's, or 16.",
+            rich_help_panel=ESTIMATE,
         ),
     ] = None,
     sparsity: Annotated[
         float | None,
-        typer.Option("--sparsity", metavar="SHARE", help="Share of the blocks to leave out.", rich_help_panel=ESTIMATE),
+        typer.Option(
+            "--sparsity",
+            metavar="SHARE",
+            help="Share of the blocks to leave out; else the recipe's, or 0.9.",
+            rich_help_panel=ESTIMATE,
+        ),
     ] = None,
     save: Annotated[
         bool,
@@ -126,7 +136,7 @@ def bench(
     if loaded is None:
         result = measure(path, settings, say)
     else:
-        from sapp_cli.pipeline import bench_inputs
+        from sapp_cli.pipeline.evaluate import bench_inputs
 
         model, inputs = bench_inputs(loaded, path, sizes)
         result = measure(path, settings, say, loaded=model, inputs=inputs, section=loaded.recipe.prune)

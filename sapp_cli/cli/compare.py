@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sapp_cli.cli.completion import complete_methods
 from sapp_cli.cli.options import (
     OUTPUT,
     CheckpointArgument,
@@ -44,6 +45,8 @@ def compare(
             "--methods",
             metavar="NAME[,NAME…]",
             help="Methods; LABEL=NAME gives one a label, for several variants of it.",
+            show_default="all five",
+            autocompletion=complete_methods,
             rich_help_panel=CELLS,
         ),
     ] = EVERY_METHOD,
@@ -97,12 +100,17 @@ def compare(
     sapp compare ./my-model -r recipe.yaml -o comparison --sparsity 0.8,0.9
     sapp compare net.safetensors -r digits -o comparison --block-size 8,16 --jobs 4
     """
+    from sapp_cli.checkpoint.output import check_place
     from sapp_cli.cli.notes import describe, sayer
     from sapp_cli.cli.tables import stdout
     from sapp_cli.comparing.cells import Budget, Store, plan_cells
+    from sapp_cli.comparing.files import write_files
     from sapp_cli.comparing.runs import run_cells
     from sapp_cli.comparing.table import make_table
+    from sapp_cli.errors import Interrupted
+    from sapp_cli.training.interruption import graceful_stop
 
+    check_place(out, checkpoint)
     variants = _variants(methods, method_sets or [])
     flags = {
         "train.steps": ("--steps", steps),
@@ -115,9 +123,20 @@ def compare(
     cells = plan_cells(budget, variants, _blocks(block_size), _sparsities(sparsity), _seeds(seeds))
     store = Store(out)
     describe(checkpoint, quiet, verbose)
-    run_cells(cells, budget, store, jobs, sayer(quiet))
-    table = make_table(cells, store, metric)
-    written = _write(out, table)
+    with graceful_stop() as stop:
+        try:
+            run_cells(cells, budget, store, jobs, sayer(quiet), stop)
+            if stop.signal_number is None:
+                table = make_table(cells, store, metric)
+                written = write_files(out, table, cells, budget)
+        except BaseException as error:
+            if stop.signal_number is None or isinstance(error, Exception):
+                raise  # anything but a second signal, upon which the running cells save their states by themselves
+    if stop.signal_number is not None:
+        done = sum(map(store.is_settled, cells))
+        raise Interrupted(
+            f"interrupted; {done} of {len(cells)} cells are done, the same command goes on", stop.signal_number
+        )
     if as_json:
         print(json.dumps(table.as_json(), indent=2, ensure_ascii=False))
     elif as_csv:
@@ -152,25 +171,6 @@ def print_table(table: Table) -> None:
     console.print()
     for line in table.footer:
         console.print(line, markup=False)
-
-
-def _write(folder: Path, table: Table) -> list[str]:
-    """The table and its plots as files; their names."""
-    from sapp_cli.checkpoint.write import disk_errors, replacing
-    from sapp_cli.comparing.figures import PLOTS, draw_plots
-
-    text = json.dumps(table.as_json(), indent=2, ensure_ascii=False) + "\n"
-    files = {"comparison.csv": table.as_csv().encode(), "comparison.md": table.as_markdown().encode()}
-    files["comparison.json"] = text.encode()
-    names = [*files, *PLOTS]
-    before = folder / "comparison.json"
-    if all((folder / name).is_file() for name in names) and before.read_bytes() == text.encode():
-        return names  # plots take seconds
-    files = {**draw_plots(table), **files}
-    for name, content in files.items():
-        with disk_errors(folder), replacing(folder / name) as write:
-            write(content)
-    return names
 
 
 def _variants(methods: str, method_sets: list[str]) -> list[Variant]:

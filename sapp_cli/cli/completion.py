@@ -26,12 +26,29 @@ def complete_recipe(incomplete: str) -> Candidates:
     return [*found, *complete_shipped(incomplete)]
 
 
+def complete_methods(incomplete: str) -> Candidates:
+    """Methods, for the last place of a list such as "acdc,pow"."""
+    from sapp_cli.cli.options import MethodName
+
+    before, comma, begun = incomplete.rpartition(",")
+    return [
+        (f"{before}{comma}{method.value}", "")
+        for method in MethodName
+        if method.value.startswith(begun) and method.value not in before.split(",")
+    ]
+
+
 def complete_key(incomplete: str) -> Candidates:
-    """Recipe keys that hold a value, with the sign that comes next."""
+    """Recipe keys that hold a value, with the sign that comes next; behind it the values, where they are words of a list."""
     from sapp_cli.recipe.keys import all_keys, field_at, section_in
     from sapp_cli.recipe.names import key_path
-    from sapp_cli.recipe.wording import meaning
+    from sapp_cli.recipe.wording import choices, meaning
 
+    key, sign, _ = incomplete.partition("=")
+    if sign:
+        _, field = field_at(key_path(key))
+        words = () if field is None else ("true", "false") if field.annotation is bool else choices(field.annotation)
+        return [(f"{key}={word}", "") for word in words]
     found = []
     for key in all_keys():
         if key.startswith(incomplete) and "." in key and "[" not in key:

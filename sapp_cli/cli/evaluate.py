@@ -49,12 +49,12 @@ def evaluate(
     flags = {"train.device": ("--device", device), "train.precision": ("--precision", precision)}
     loaded = read_recipe(recipe, sets, flags)
 
-    from sapp_cli import pipeline
     from sapp_cli.cli.notes import describe
     from sapp_cli.cli.tables import print_metrics, stdout
+    from sapp_cli.pipeline.evaluate import evaluate_checkpoint
 
     describe(checkpoint, quiet, verbose)
-    metrics = pipeline.evaluate_checkpoint(loaded, checkpoint, teacher)
+    metrics = evaluate_checkpoint(loaded, checkpoint, teacher)
     if metrics is None:
         return  # one of several processes; the main one tells
     if as_json:

@@ -13,6 +13,7 @@ import typer
 from sapp_cli._version import __version__
 from sapp_cli.cli import bench, check, compare, evaluate, export, plan, prune, recipes, report
 from sapp_cli.cli.help import keep_examples
+from sapp_cli.cli.shells import use_our_scripts
 from sapp_cli.errors import Interrupted, SappError
 
 PRUNE = "Prune, with a recipe"
@@ -36,6 +37,7 @@ app.command("bench", rich_help_panel=JUDGE)(bench.bench)
 app.command("export", rich_help_panel=JUDGE)(export.export)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=PRUNE)
 keep_examples(app)
+use_our_scripts()
 
 
 def _show_version(wanted: bool) -> None:
@@ -61,9 +63,25 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
+def _outlive_the_terminal() -> None:
+    """Where the terminal goes away (SIGHUP), end as by SIGTERM, which saves a run's state; `nohup` stays what it is."""
+    number = getattr(signal, "SIGHUP", None)  # not on Windows
+    if number is None or signal.getsignal(number) != signal.SIG_DFL:
+        return
+    of_terminal = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+
+    def hang_up(number: int, frame: object) -> None:
+        for stream in of_terminal:  # what is written to a terminal that is gone fails, and with it whoever writes
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(number, hang_up)
+
+
 def main() -> NoReturn:
     """Run the command line and exit with the code of docs/cli.md."""
     signal.signal(signal.SIGTERM, _terminate)
+    _outlive_the_terminal()
     try:
         code = app(prog_name="sapp", standalone_mode=False)
         if code == 128 + signal.SIGINT:  # typer turns KeyboardInterrupt into this code, and says nothing
@@ -103,15 +121,24 @@ def _shown_by_typer(error: Exception) -> int | None:
 
 
 def _interrupted(number: int) -> int:
-    after_echo = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C into the line
-    print(f"{after_echo}sapp: interrupted; nothing was written", file=sys.stderr)
+    _end_echo()
+    print("sapp: interrupted; nothing was written", file=sys.stderr)
     return 128 + number
+
+
+def _end_echo() -> None:
+    """A new line after the ^C that a terminal has written into the old one."""
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
 
 
 def _failed(error: SappError) -> int:
     if os.environ.get("SAPP_DEBUG") == "1":
         traceback.print_exc()
-    start = "sapp" if isinstance(error, Interrupted) else "error"
+    start = "error"
+    if isinstance(error, Interrupted):
+        start = "sapp"
+        _end_echo()
     for line in str(error).splitlines():
         print(line if line.startswith("  ") else f"{start}: {line}", file=sys.stderr)
     return error.exit_code

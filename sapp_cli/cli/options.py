@@ -220,12 +220,12 @@ def with_target(
             "it finds the sparsity; give one of --sparsity, --target-size, --target-speedup", param_hint=flag
         )
 
-    from sapp_cli import pipeline
     from sapp_cli.checkpoint.write import parse_size
+    from sapp_cli.pipeline.target import interrupted_sparsity, solve_target
 
-    found = pipeline.interrupted_sparsity(resumed) if resumed else None
+    found = interrupted_sparsity(resumed) if resumed else None
     if found is None:
-        solved = pipeline.solve_target(recipe, checkpoint, parse_size(size) if size is not None else None, speedup)
+        solved = solve_target(recipe, checkpoint, parse_size(size) if size is not None else None, speedup)
         print(solved.text, file=sys.stderr)
         found = solved.sparsity
     return again((flag, found))

@@ -73,12 +73,12 @@ def plan(
         print(loaded.dump(with_origins=True), end="")
         return
 
-    from sapp_cli import pipeline
     from sapp_cli.cli.notes import describe
     from sapp_cli.cli.tables import print_plan, stdout
+    from sapp_cli.pipeline.plan import plan as plan_run
 
     describe(checkpoint, quiet, verbose)
-    found = pipeline.plan(loaded, checkpoint)
+    found = plan_run(loaded, checkpoint)
     duration = None
     if estimate_time:
         from sapp_cli.cli.progress import ProgressWatcher

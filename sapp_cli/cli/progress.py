@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -37,7 +38,8 @@ class ProgressWatcher:
     def say(self, text: str) -> None:
         """One line."""
         if not self._quiet:
-            self._console.print(text, markup=False)
+            with suppress(OSError):  # a terminal that goes away does not end the run here, but by its signal
+                self._console.print(text, markup=False)
 
     def detail(self, text: str) -> None:
         """One line, with --verbose."""
@@ -53,7 +55,8 @@ class ProgressWatcher:
         done, last = record.moment.step + 1, record.moment.step + 1 == record.steps
         every = max(1, record.steps // PLAIN_LINES)
         if self._live and not self._verbose:
-            self._draw(record)
+            with suppress(OSError):
+                self._draw(record)
         elif record.moment.begins or record.metrics or last or done % every == 0:
             left = record.seconds / done * (record.steps - done)
             metrics = f"  {self._metrics}" if record.metrics else ""

@@ -87,6 +87,14 @@ def prune(
     sapp prune ./my-model -r recipe.yaml --sparsity 0.8 --block-size 16x32 -o out
     sapp prune net.safetensors -r digits --set optimizer.lr=1e-3 -o out
     """
+    from sapp_cli.checkpoint.output import check_output
+    from sapp_cli.checkpoint.write import parse_size
+
+    if out is None and not print_config:
+        raise typer.BadParameter("name the folder to write", param_hint="--out / -o")
+    shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+    if out is not None and (target_size is not None or target_speedup is not None):
+        check_output(out, checkpoint, overwrite)  # not only after every layer was measured
     flags = {
         "prune.block_size": ("--block-size", parse_block_size(block_size)),
         "prune.sparsity": ("--sparsity", sparsity),
@@ -110,16 +118,14 @@ def prune(
     if print_config:
         print(loaded.dump(with_origins=True), end="")
         return
-    if out is None:
-        raise typer.BadParameter("name the folder to write", param_hint="--out / -o")
+    assert out is not None, "asked for at the beginning"
 
-    from sapp_cli import pipeline
-    from sapp_cli.checkpoint.write import parse_size
     from sapp_cli.cli.progress import ProgressWatcher
     from sapp_cli.cli.tables import print_result, stdout
+    from sapp_cli.pipeline.prune import prune as prune_checkpoint
 
     with ProgressWatcher(quiet, verbose) as watcher:
-        result = pipeline.prune(
+        result = prune_checkpoint(
             loaded,
             checkpoint,
             out,
@@ -127,7 +133,7 @@ def prune(
             layout=layout.value,
             overwrite=overwrite,
             resume=resume,
-            max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
+            max_shard_bytes=shard_bytes,
         )
     if result is None:
         return  # one of several processes; the main one has written and tells

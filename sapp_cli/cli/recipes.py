@@ -12,7 +12,7 @@ from sapp_cli.cli.completion import complete_shipped
 from sapp_cli.cli.options import JsonOption
 
 app = typer.Typer(
-    help="List and copy the shipped recipes, or begin one for a checkpoint.",
+    help="List and copy the shipped recipes, or begin one for a checkpoint",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +13,7 @@ from sapp_cli.cli.report_table import layer_table
 from sapp_cli.report.wording import percent, size_text
 
 if TYPE_CHECKING:
-    from sapp_cli.pipeline import PruneResult
+    from sapp_cli.pipeline.prune import PruneResult
     from sapp_cli.planning import Plan
     from sapp_cli.rehearsal import Duration
 
@@ -20,11 +21,20 @@ NO_TERMINAL = 1000
 """Columns where nobody counts them: no table is cut or wrapped."""
 
 
+class _PlainLines(Console):
+    """A console for files and pipes: a line ends where its text does, not where rich has filled its column up to."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        self.file.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
+
+
 def stdout() -> Console:
-    """The console of the data; without a terminal it neither wraps nor colours."""
+    """The console of the data; without a terminal it neither wraps nor colours nor fills lines up."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=NO_TERMINAL, soft_wrap=True)
+        console = _PlainLines(highlight=False, width=NO_TERMINAL, soft_wrap=True)
     return console
 
 

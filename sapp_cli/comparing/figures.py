@@ -15,9 +15,9 @@ from sapp_cli.comparing.table import Row, Table, by_text
 from sapp_cli.report.wording import count_text, size_text
 
 # Okabe and Ito's colours, told apart by the colour-blind, and a shape for each besides.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-SHAPES = "osD^vPX"
 INK, RULE = "#333333", "#cccccc"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", INK)
+SHAPES = "osD^vPX"
 PANEL = (4.6, 3.3)  # inches
 PLOTS = ("sparsity.png", "sparsity.svg", "cost.png", "cost.svg")
 STYLE = {
@@ -25,6 +25,7 @@ STYLE = {
     "svg.hashsalt": "sapp",  # the same table twice is the same file
     "text.parse_math": False,
     "font.size": 10,
+    "text.color": INK,
     "axes.edgecolor": RULE,
     "axes.labelcolor": INK,
     "axes.spines.top": False,

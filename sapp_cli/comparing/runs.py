@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sapp_cli.comparing.cells import Budget, Cell, Record, Store
-from sapp_cli.errors import DataError, Interrupted
+from sapp_cli.comparing.cells import OUTCOMES, Budget, Cell, Record, Store
+from sapp_cli.errors import DataError
+from sapp_cli.training.interruption import StopRequest
 
 PAUSE = 0.1  # seconds between two looks at the running processes
 PATIENCE = 120  # seconds that an interrupted run has to save its state
@@ -25,12 +26,14 @@ class _Running:
     began: float
 
 
-def run_cells(cells: Sequence[Cell], budget: Budget, store: Store, jobs: int, say: Callable[[str], None]) -> None:
+def run_cells(
+    cells: Sequence[Cell], budget: Budget, store: Store, jobs: int, say: Callable[[str], None], stop: StopRequest
+) -> None:
     """Run every cell that is not settled, `jobs` at a time; the processor's threads are shared out among them.
 
-    What fails is recorded and does not stop the others, but for a file that is missing or damaged: DataError. A cell that
-    was interrupted before goes on from its state. An interruption is handed on to the running cells; Interrupted once they
-    have saved their states.
+    What fails is recorded and does not stop the others, but for a file that is missing or damaged: DataError. Once `stop` is
+    asked for, the running cells are told, and this returns when they have saved their states, from which they go on another
+    time.
     """
     pending = [cell for cell in cells if not store.is_settled(cell)]
     settled = len(cells) - len(pending)
@@ -40,7 +43,7 @@ def run_cells(cells: Sequence[Cell], budget: Budget, store: Store, jobs: int, sa
     running: list[_Running] = []
     began, ran = time.monotonic(), 0
     try:
-        while pending or running:
+        while (pending or running) and stop.signal_number is None:
             while pending and len(running) < jobs:
                 running.append(_start(pending.pop(0), budget, store, threads))
             time.sleep(PAUSE)
@@ -53,15 +56,8 @@ def run_cells(cells: Sequence[Cell], budget: Budget, store: Store, jobs: int, sa
                 say(f"cell {settled + ran}/{len(cells)}  {ended.cell.name}  {outcome}  {span(left)} left")
                 if record.exit_code == DataError.exit_code:  # the checkpoint and the data are the same for all cells
                     raise DataError(record.error)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted; {settled + ran} of {len(cells)} cells are done, the same command goes on", signal.SIGINT
-        ) from None
     finally:
-        for entry in running:
-            entry.process.send_signal(signal.SIGINT)
-        for entry in running:
-            _wait(entry.process)
+        _end(running, store)
 
 
 def available_threads() -> int:
@@ -112,6 +108,16 @@ def _last_words(store: Store, cell: Cell) -> str:
     lines = store.log(cell).read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return "\n".join(errors or lines[-LAST_LINES:])
+
+
+def _end(running: Sequence[_Running], store: Store) -> None:
+    """Have the runs save their states and end; those that came to their own end meanwhile are recorded."""
+    for entry in running:
+        entry.process.send_signal(signal.SIGINT)
+    for entry in running:
+        _wait(entry.process)
+        if entry.process.returncode in OUTCOMES:
+            _finish(entry, store)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:

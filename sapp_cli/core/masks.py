@@ -15,7 +15,8 @@ from sapp_cli.core.workspace import Workspace
 from sapp_cli.grid import BlockGrid, MatrixLayout
 
 SMALL = 1 << 17  # entries: a matrix below stays in the cache, whatever is done to it
-PASS = 1 << 18  # entries of a large one that are worked on together, while they are in the cache
+WHOLE = 1 << 20  # entries: up to here a second-level cache is missed anyway, and the third holds all of it
+PASS = 1 << 18  # entries of a larger one that are worked on together, while they are in the cache
 
 
 def attention(logits: Tensor) -> Tensor:
@@ -28,23 +29,61 @@ def attention(logits: Tensor) -> Tensor:
     return torch.softmax(logits.flatten(), 0).view(logits.shape) / even  # (R, C)
 
 
-def attention_mask(logits: Tensor, density: float | None) -> Tensor:
-    """A clamped to [density, 1/density], density = 1 − the layer's target sparsity; None: no clamp.
+def attention_mask(logits: Tensor, density: float | None, trained: Tensor | None = None) -> Tensor:
+    """A clamped to [density, 1/density], density = 1 − the layer's target sparsity; None: no clamp. (R, C)
 
     The paper (App. C.1) writes the range [n·density, n/density]; with A scaled to mean 1 it is this one. A hard clamp without
-    renormalization; blocks are ranked by the unclamped `attention`.
+    renormalization; blocks are ranked by the unclamped `attention`. `trained`, bool (R, C): the logits that gradients reach,
+    None for all.
     """
+    if torch.compiler.is_compiling():  # and fused by the compiler
+        return _attention_mask(logits, density, trained)
+    return _AttentionMask.apply(logits, density, trained)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _attention_mask(logits: Tensor, density: float | None, trained: Tensor | None) -> Tensor:
+    if trained is not None:
+        logits = torch.where(trained, logits, logits.detach())
     mask = attention(logits)
     return mask if density is None else mask.clamp(density, 1 / density)
 
 
+class _AttentionMask(torch.autograd.Function):
+    """Backward in five operations on (R, C); of a dozen nodes of autograd's each costs as much as its arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, density: float | None, trained: Tensor | None) -> Tensor:
+        scores = attention(logits)
+        mask = scores if density is None else scores.clamp(density, 1 / density)
+        ctx.density = density
+        ctx.save_for_backward(logits, trained, scores, None if density is None else scores == mask)
+        return mask
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits, trained, scores, free = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for gradients of gradients
+            mask = _attention_mask(logits, ctx.density, trained)
+            return *torch.autograd.grad(mask, logits, grads, create_graph=True), None, None
+        # dL = A ⊙ dA − A · mean(A ⊙ dA), the mean over all n blocks
+        weighted = grads[0] * scores
+        if free is not None:
+            weighted.mul_(free)
+        gradient = torch.addcmul(weighted, scores, weighted.mean(), value=-1)
+        return gradient if trained is None else gradient.mul_(trained), None, None
+
+
 def as_matrix(weight: Tensor, layout: MatrixLayout) -> Tensor:
     """The weight as its matrix (out, in); a view where the layout allows it."""
+    if layout.kind == "linear":
+        return weight
     return weight.permute(layout.axes).reshape(layout.matrix)
 
 
 def from_matrix(matrix: Tensor, layout: MatrixLayout) -> Tensor:
     """The inverse of `as_matrix`: (out, in) -> the weight's own shape, a view."""
+    if layout.kind == "linear":
+        return matrix
     return matrix.reshape(layout.permuted_shape).permute(layout.inverse_axes)
 
 
@@ -140,11 +179,10 @@ def _gradients_in_one_pass(
     each = _rows_a_pass(grid)
     grad_matrix = (workspace or Workspace()).like(matrix)
     grad_blocks = torch.empty_like(per_block)
-    products = torch.empty((min(each, rows), grid.block[0], columns, grid.block[1]), dtype=matrix.dtype)
     whole = (as_blocks(grad, grid), as_blocks(matrix, grid), as_blocks(grad_matrix, grid))
     parts = [*whole, per_block.view(rows, 1, columns, 1), grad_blocks]
     for its_grad, its_matrix, out, scale, its_blocks in zip(*(torch.split(part, each) for part in parts), strict=True):
-        product = torch.mul(its_grad, its_matrix, out=products[: len(out)])
+        product = torch.mul(its_grad, its_matrix, out=out)  # where the gradient will lie: that much less in the cache
         torch.sum(product.sum(1), 2, out=its_blocks)  # rows first: faster by half than both at once
         torch.mul(its_grad, scale, out=out)
     return grad_matrix, grad_blocks
@@ -165,4 +203,6 @@ def _streams(matrix: Tensor, grid: BlockGrid) -> bool:
 
 def _rows_a_pass(grid: BlockGrid) -> int:
     """Block rows."""
+    if grid.matrix[0] * grid.matrix[1] <= WHOLE:
+        return grid.size[0]
     return max(1, PASS // (grid.block[0] * grid.matrix[1]))

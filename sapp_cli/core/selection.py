@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ def final_count(sparsity: Fraction, blocks: int) -> int:
     return max(1, blocks - math.ceil(sparsity * blocks))
 
 
+@lru_cache(maxsize=64)  # layers of one size ask for the same in every step, and exact fractions take their time
 def ramp_count(sparsity: Fraction, blocks: int, share: float) -> int:
     """Blocks kept when `share` in [0, 1] of the target sparsity is reached; exactly the final count at 1."""
     last = final_count(sparsity, blocks)

@@ -5,56 +5,91 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from sapp_cli.errors import DataError
+from sapp_cli.errors import SourceError
 from sapp_cli.inputs.files import hint
-from sapp_cli.inputs.rows import DataSets, rows_in, stack_rows
+from sapp_cli.inputs.rows import DataSets, Row, stack_rows
 from sapp_cli.recipe.factory import call_factory
 from sapp_cli.recipe.schema import DataSection
 
+KEY = "data.factory"
 PARTS = ("train", "validation")
 
 
-def load_custom_data(data: DataSection) -> DataSets:
-    """What `data.factory` returns for `data.kwargs`, checked as far as its first rows tell.
+class OwnRows(Dataset[Row]):
+    """The rows of somebody's dataset, one by one; SourceError, naming the row, for one that cannot be read or is no row."""
 
-    Raises UsageError where the factory cannot be imported, DataError where it returns something else than {"train":
+    def __init__(self, dataset: Any, where: str) -> None:
+        self._dataset = dataset
+        self._where = where
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Row:
+        try:
+            row = self._dataset[index]
+        except MemoryError:
+            raise
+        except Exception as error:
+            text = f"{self._where}: row {index} cannot be read: {type(error).__name__}: {error}"
+            raise SourceError([(KEY, text)]) from error
+        if not isinstance(row, dict):
+            text = f"{self._where}: row {index} is a value of type {type(row).__name__}, not a dict of tensors"
+            raise SourceError([(KEY, text)])
+        odd = [
+            f"{key} is of type {type(value).__name__}" for key, value in row.items() if not isinstance(value, Tensor)
+        ]
+        if odd:
+            raise SourceError([(KEY, f"{self._where}: row {index} is not a dict of tensors: {', '.join(odd)}")])
+        return row
+
+    def set_epoch(self, epoch: int) -> None:
+        """Handed on to a dataset that wants to know."""
+        announce = getattr(self._dataset, "set_epoch", None)
+        if announce is not None:
+            announce(epoch)
+
+
+def load_custom_data(data: DataSection) -> DataSets:
+    """What `data.factory` returns for `data.kwargs`, checked as far as its first rows tell; the others as they are read.
+
+    Raises SettingError where the factory cannot be imported, SourceError where it returns something else than {"train":
     Dataset, "validation": Dataset} of rows that are dicts of tensors; a "collate" function may be among them.
     """
     assert data.factory is not None, "the schema asks for one"
-    made = call_factory(data.factory, data.kwargs, "data.factory")
-    where = f"data.factory {data.factory}"
+    made = call_factory(data.factory, data.kwargs, KEY)
+    place = f"'{data.factory}'"
     if not isinstance(made, dict) or not set(PARTS) <= made.keys():
-        what = f"a dict of {', '.join(map(str, made)) or 'nothing'}" if isinstance(made, dict) else type(made).__name__
-        raise DataError(f'{where} returned {what}; it has to return {{"train": Dataset, "validation": Dataset}}')
+        kind = type(made).__name__
+        what = (
+            f"a dict of {', '.join(map(str, made)) or 'nothing'}"
+            if isinstance(made, dict)
+            else f"a value of type {kind}"
+        )
+        text = f'{place}: returned {what}; it has to return {{"train": Dataset, "validation": Dataset}}'
+        raise SourceError([(KEY, text)])
     unknown = [str(key) for key in made if key not in (*PARTS, "collate")]
     if unknown:
-        raise DataError(
-            f"{where} returned '{unknown[0]}', which means nothing here{hint(unknown[0], (*PARTS, 'collate'))}"
-        )
-    for part in PARTS:
-        _require_rows(made[part], f"{where}: '{part}'")
+        near = hint(unknown[0], (*PARTS, "collate"))
+        raise SourceError([(KEY, f"{place}: returned '{unknown[0]}', which means nothing here{near}")])
+    train, validation = (_rows(made[part], f"{place}: '{part}'") for part in PARTS)
     collate = made.get("collate", stack_rows)
     if not callable(collate):
-        raise DataError(f"{where}: 'collate' is a {type(collate).__name__}, not a function of a list of rows")
-    train, validation = (made[part] for part in PARTS)
-    description = f"training: {rows_in(train)} rows of {data.factory}; validation: {rows_in(validation)} rows of it"
+        text = f"{place}: 'collate' is a value of type {type(collate).__name__}, not a function of a list of rows"
+        raise SourceError([(KEY, text)])
+    description = f"training: {len(train)} rows of {data.factory}; validation: {len(validation)} rows of it"
     return DataSets(train, validation, collate, description)
 
 
-def _require_rows(dataset: Any, where: str) -> None:
+def _rows(dataset: Any, where: str) -> OwnRows:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise DataError(
-            f"{where} is a {type(dataset).__name__}; it needs len() and [index], as torch.utils.data.Dataset has them"
-        )
-    if not len(dataset):
-        raise DataError(f"{where} has no rows")
-    try:
-        row = dataset[0]
-    except Exception as error:
-        raise DataError(f"{where}: row 0 cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a row has to be a dict of tensors, not a {type(row).__name__}")
-    odd = [f"{key} is a {type(value).__name__}" for key, value in row.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise DataError(f"{where}: a row has to be a dict of tensors; {', '.join(odd)}")
+        kind = type(dataset).__name__
+        text = f"{where} is of type {kind}; it needs len() and [index], as torch.utils.data.Dataset has them"
+        raise SourceError([(KEY, text)])
+    rows = OwnRows(dataset, where)
+    if not len(rows):
+        raise SourceError([(KEY, f"{where} has no rows")])
+    rows[0]
+    return rows

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.inputs.criteo import load_criteo_data
 from sapp_cli.inputs.custom import load_custom_data
 from sapp_cli.inputs.rows import Batch, DataSets, Row
@@ -32,7 +32,7 @@ def load_data(
 
     `folder` is the checkpoint's, where the tokenizer and preprocessor_config.json lie, `config` its config.json; None
     where it has none. `seed` draws the masks of masked-lm, nothing else: the rows held out are the same for every seed.
-    Raises UsageError for settings that cannot work, DataError for files that are missing, damaged or do not fit.
+    Raises SettingError for settings that cannot work, DataError for files that are missing, damaged or do not fit.
     """
     if data.source == "factory":
         return load_custom_data(data)
@@ -42,7 +42,8 @@ def load_data(
         return load_tensor_data(data, objective)
     missing = [name for name in ("datasets", "PIL", "transformers") if find_spec(name) is None]
     if missing:
-        raise UsageError(f"data.source datasets needs the package {missing[0]}: pip install 'sapp-cli[hf]'")
+        problem = f"datasets needs the package {missing[0]}: pip install 'sapp-cli[hf]'"
+        raise SettingError([("data.source", problem)])
     from sapp_cli.inputs.table_data import load_table_data
 
     return load_table_data(data, objective, folder=folder, config=config or {}, seed=seed)

@@ -5,27 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sapp_cli.errors import DataError, UsageError
+from sapp_cli.checkpoint.damage import FETCH, POINTER
+from sapp_cli.errors import SettingError, SourceError
 from sapp_cli.recipe.names import nearest
+
+POINTERS_END = 1024
+"""Bytes that a pointer of Git LFS has at most, by its specification."""
 
 
 def find_files(setting: str | Sequence[str] | None, key: str) -> list[Path]:
     """The files and folders of a setting in the order given, those of a pattern sorted; `key` names it in messages.
 
-    Raises UsageError where the setting is empty, DataError (all problems at once) where something is not there.
+    Raises SettingError where the setting is empty, SourceError (all problems at once) where something is not there.
     """
     names = [setting] if isinstance(setting, str) else list(setting or [])
     if not names:
-        raise UsageError(f"{key} is missing: name the file with the rows, a list of files or a pattern")
+        raise SettingError([(key, "missing; name the file with the rows, a list of files or a pattern")])
     found: list[Path] = []
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     for name in names:
         paths = _expand(Path(name).expanduser())
         found += paths
+        problems += [(key, f"{path} {FETCH}") for path in paths if is_pointer(path)]
         if not paths:
-            problems.append(f"{key}: {_missing(Path(name).expanduser())}")
+            problems.append((key, _missing(Path(name).expanduser())))
     if problems:
-        raise DataError("\n".join(problems))
+        raise SourceError(problems)
     return found
 
 
@@ -42,6 +47,17 @@ def place(paths: Sequence[Path]) -> str:
 
 def _is_pattern(part: str) -> bool:
     return any(sign in part for sign in "*?[")
+
+
+def is_pointer(path: Path) -> bool:
+    """True for a file that Git LFS has yet to fetch; these are small, so others are not opened."""
+    try:
+        if not path.is_file() or path.stat().st_size > POINTERS_END:
+            return False
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False  # told by whoever reads it
 
 
 def _expand(path: Path) -> list[Path]:

@@ -63,6 +63,14 @@ def read_targets(table: Table, name: str, task: str, classes: Classes | None) ->
     return torch.tensor(values, dtype=torch.int64), known
 
 
+def require_head(classes: Classes, config: Mapping[str, Any], where: str) -> None:
+    """Raise DataError for more names of classes than a model has that names none itself."""
+    room = len(config.get("id2label") or {}) or len(classes)
+    if len(classes) > room:
+        known = ", ".join(sorted(classes)[:10]) + (", …" if len(classes) > 10 else "")
+        raise DataError(f"{where} names {len(classes)} classes ({known}), the model has {room}")
+
+
 def _values(table: Table, name: str, classes: Classes | None) -> list[Any]:
     """The column as a list; ClassLabel numbers become their names where the model has classes of these names."""
     values = list(table.data[name][:])

@@ -17,10 +17,18 @@ from torch import Tensor, nn
 
 from sapp_cli.bits import TORCH_DTYPES, from_bits
 from sapp_cli.checkpoint.source import Checkpoint
-from sapp_cli.errors import CheckpointError, UsageError
+from sapp_cli.errors import CheckpointError, SettingError, UsageError
 from sapp_cli.inputs.hugging_face import offline_transformers
-from sapp_cli.recipe.factory import call_factory
+from sapp_cli.recipe.factory import call_factory, load_factory
 from sapp_cli.recipe.schema import ModelSection
+
+WRAPPERS = {
+    "module.": "it was saved from a model wrapped by DataParallel or DistributedDataParallel",
+    "_orig_mod.": "it was saved from a model compiled by torch.compile",
+    "model.": "it was saved from a model that is part of another, such as a LightningModule",
+    "net.": "it was saved from a model that is part of another, such as a LightningModule",
+}
+"""First parts of names that wrappers add, and what does so."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +56,20 @@ def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
 
     Raises CheckpointError if the two do not fit each other, UsageError if nothing says how to build the model.
     """
-    state = {name: dense_tensor(checkpoint, name) for name in checkpoint.dense_names()}
-    for alias, stored in checkpoint.tied.items():
-        state.setdefault(alias, state[stored])
     build: Callable[[Mapping[str, Tensor]], Built]
     if section.factory is not None:
+        load_factory(section.factory, "model.factory")  # a typing error should not show after minutes of reading
         build = partial(_from_factory, checkpoint, section)
     elif checkpoint.config is not None and checkpoint.config.get("model_type"):
-        build = partial(_from_transformers, checkpoint)
+        build = partial(built_by_library, checkpoint, *_class_and_config(checkpoint, checkpoint.config))
     else:
         raise UsageError(
             f"{checkpoint.path}: nothing says how to build this model: there is no Hugging Face config.json beside it. "
             "Name a callable that returns it in the recipe: model.factory: file.py:function"
         )
+    state = {name: dense_tensor(checkpoint, name) for name in checkpoint.dense_names()}
+    for alias, stored in checkpoint.tied.items():
+        state.setdefault(alias, state[stored])
     built = build(state)
     names = _map_names(checkpoint, built, state, build)
     dtypes = {names[name]: TORCH_DTYPES[checkpoint.dtype(name)] for name in state if name in names}
@@ -77,7 +86,10 @@ class Built:
 
 def dense_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     """A tensor of the checkpoint, block-sparse ones filled in; floating values in fp32, all others as they are stored."""
-    if TORCH_DTYPES[checkpoint.dtype(name)].is_floating_point:
+    dtype = TORCH_DTYPES.get(checkpoint.dtype(name))
+    if dtype is None:
+        raise CheckpointError(f"{checkpoint.path}: '{name}': dtype {checkpoint.dtype(name)} is not supported")
+    if dtype.is_floating_point:
         return torch.from_numpy(np.array(checkpoint.dense_float32(name)))
     return from_bits(checkpoint.dense_array(name), checkpoint.dtype(name))
 
@@ -86,7 +98,8 @@ def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[
     assert section.factory is not None, "checked by the caller"
     model = call_factory(section.factory, section.kwargs, "model.factory")
     if not isinstance(model, nn.Module):
-        raise UsageError(f"model.factory: {section.factory} returned a {type(model).__name__}, not a torch.nn.Module")
+        problem = f"'{section.factory}': returned a value of type {type(model).__name__}, not a torch.nn.Module"
+        raise SettingError([("model.factory", problem)])
     model = model.float()
     wanted = model.state_dict()
     tied = _tied_names(model)
@@ -96,6 +109,11 @@ def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[
     unknown = set(state) - set(wanted)
     if problems and unknown:
         problems.append(f"the model does not know: {_some(unknown)}")
+    wrapper = next((wrapper for wrapper in WRAPPERS if problems and _are_behind(wrapper, missing, unknown)), None)
+    if wrapper is not None:
+        problems = [
+            f"every name in it begins with '{wrapper}': {WRAPPERS[wrapper]}; save the state dict of the model inside"
+        ]
     if problems:
         shown = [*problems[:8], *([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])]
         raise CheckpointError(
@@ -105,12 +123,11 @@ def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[
     return Built(model, set())
 
 
-def _from_transformers(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> Built:
-    config_dict: dict[str, Any] = dict(checkpoint.config or {})
+def _class_and_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The class of transformers that config.json names, and the configuration as an object of the library's."""
     with offline_transformers() as transformers:
-        config = _config(transformers, checkpoint, config_dict)
-        cls = _model_class(transformers, checkpoint, config_dict, config)
-    return built_by_library(checkpoint, cls, config, state)
+        built = _config(transformers, checkpoint, dict(config))
+        return _model_class(transformers, checkpoint, dict(config), built), built
 
 
 def built_by_library(checkpoint: Checkpoint, cls: Any, config: Any, state: Mapping[str, Tensor]) -> Built:
@@ -246,6 +263,11 @@ def candidate_names(name: str, prefix: str) -> list[str]:
     head, _, last = name.rpartition(".")
     renamed = {"gamma": "weight", "beta": "bias"}.get(last)
     return found if renamed is None else found + candidate_names(f"{head}.{renamed}", prefix)
+
+
+def _are_behind(wrapper: str, missing: set[str], unknown: set[str]) -> bool:
+    """True if the names a model lacks are all there, behind the wrapper's part."""
+    return bool(missing) and {f"{wrapper}{name}" for name in missing} <= unknown
 
 
 def _shape_problems(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -61,6 +61,13 @@ def rows_in(dataset: Dataset[Any]) -> int:
     return len(dataset)  # type: ignore[arg-type]
 
 
+def describe_batch(batch: Batch) -> str:
+    """`inputs (2, 64) float32, targets (2,) int64`, for messages."""
+    return ", ".join(
+        f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in batch.items()
+    )
+
+
 def stack_rows(rows: list[Row]) -> Batch:
     """Rows of equal shapes -> (rows, …) for every key."""
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}

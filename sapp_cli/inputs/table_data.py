@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.inputs.files import find_files
 from sapp_cli.inputs.holdout import hold_out
 from sapp_cli.inputs.images import ImageRows, read_transform
-from sapp_cli.inputs.labels import model_classes, read_targets
+from sapp_cli.inputs.labels import model_classes, read_targets, require_head
 from sapp_cli.inputs.masking import MaskedText
 from sapp_cli.inputs.rows import Collate, DataSets, Row, rows_in, stack_rows
 from sapp_cli.inputs.tables import (
@@ -83,6 +83,8 @@ def _parts(
     targets, classes = None, model_classes(config)
     if columns.label is not None:
         targets, numbered = read_targets(train, columns.label, objective.task, classes)
+        if numbered is not None and classes is None:
+            require_head(numbered, config, f"{train.origin}: column '{columns.label}'")
         classes = classes or numbered
     if validation is None:
         kept, held_out = hold_out(train.digests(columns.names), data.validation_share, train.origin)
@@ -98,7 +100,8 @@ def _image_rows(
     parts: tuple[Part, Part], column: str, objective: ObjectiveSection, folder: Path | None, config: Mapping[str, Any]
 ) -> Rows:
     if objective.task in LANGUAGE:
-        raise UsageError(f"objective.task {objective.task} needs texts, and the rows are images (column '{column}')")
+        problem = f"{objective.task} needs texts, and the rows are images (column '{column}')"
+        raise SettingError([("objective.task", problem)])
     transform = read_transform(folder, config)
     for part in parts:
         require_filled(part.table, column)

@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from sapp_cli.errors import DataError, UsageError
+from sapp_cli.errors import DataError, SettingError, SourceError
 from sapp_cli.inputs.files import hint, place
 from sapp_cli.inputs.holdout import digest
 from sapp_cli.inputs.offline import offline_datasets
@@ -28,6 +28,8 @@ ENDINGS = {
     ".text": "text",
 }
 PACKED = (".gz", ".bz2", ".xz", ".zst")
+TEXTS = ("string", "large_string")
+"""How Arrow calls a column of texts."""
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -74,15 +76,16 @@ class Columns:
 
 
 def file_format(setting: str | None, paths: Sequence[Path], key: str) -> str:
-    """The builder that reads the files: the setting, else what their endings say; UsageError where they say nothing."""
+    """The builder that reads the files: the setting, else what their endings say; SettingError where they say nothing."""
     if setting is not None:
         return setting
     found = {path: _format_of(path) for path in paths}
     unknown = [str(path) for path, name in found.items() if name is None]
     if unknown:
-        raise UsageError(f"{key}: {unknown[0]} has no ending that tells its format; set data.format")
+        raise SettingError([(key, f"{unknown[0]} has no ending that tells its format; set data.format")])
     if len(set(found.values())) > 1:
-        raise UsageError(f"{key} mixes formats ({', '.join(sorted(str(name) for name in found.values()))}); use one")
+        formats = ", ".join(sorted({str(name) for name in found.values()}))
+        raise SettingError([(key, f"mixes formats ({formats}); use one")])
     return str(found[paths[0]])
 
 
@@ -107,27 +110,56 @@ def read_table(paths: Sequence[Path], format_name: str) -> Table:
             builder.download_and_prepare()
             data = builder.as_dataset(split="train") if builder.info.splits["train"].num_examples else None
     except Exception as error:  # each builder raises what its parser raises
+        for path in paths:
+            _require_text(path, format_name)
         reason = str(error.__cause__ or error) or type(error).__name__
         raise DataError(f"{origin} cannot be read as {format_name}: {reason}") from error
     if data is None:
         raise DataError(f"{origin} has no rows")
+    if not _is_utf8(data):  # Arrow's own parser of JSON takes any bytes
+        for path in paths:
+            _require_text(path, format_name)
+        raise DataError(f"{origin} holds texts that are not UTF-8; save it in that encoding")
     for name, feature in data.features.items():
         if isinstance(feature, datasets.Image):
             data = data.cast_column(name, datasets.Image(decode=False))
     return Table(data, origin)
 
 
+def _is_utf8(data: datasets.Dataset) -> bool:
+    """True if every text in the table can be decoded."""
+    for name, feature in data.features.items():
+        if getattr(feature, "dtype", None) in TEXTS:
+            try:
+                data.data.column(name).validate(full=True)
+            except ValueError:  # ArrowInvalid is one
+                return False
+    return True
+
+
+def _require_text(path: Path, format_name: str) -> None:
+    """Raise DataError, with the line, for a file of text that is not UTF-8."""
+    if format_name not in ("csv", "json", "text") or path.suffix in PACKED:
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                raise DataError(f"{path}:{number}: not UTF-8 text; save the file in that encoding") from None
+
+
 def choose_columns(table: Table, setting: ColumnsSection, needs_label: bool) -> Columns:
-    """The columns the setting names, else the usual ones the table has. Raises DataError naming those there are."""
+    """The columns the setting names, else the usual ones the table has. Raises SourceError naming those there are."""
     wrong = [
-        f"{table.origin} has no column '{name}' (data.columns.{key}){hint(name, table.names)}"
+        (f"data.columns.{key}", f"{table.origin} has no column '{name}'{hint(name, table.names)}")
         for key, name in setting.model_dump().items()
         if name is not None and name not in table.names
     ]
     if wrong:
-        raise DataError("\n".join((*wrong, _what_there_is(table))))
+        raise SourceError(_with_columns(wrong, table))
     if setting.image is not None and setting.text is not None:
-        raise UsageError("data.columns.text and data.columns.image are both set; a row is a text or an image")
+        raise SettingError([("data.columns", "text and image are both set; a row is a text or an image")])
     image = setting.image
     if image is None and setting.text is None:
         image = next((name for name in _usual(table, "image") if _is_image(table, name)), None)
@@ -135,12 +167,12 @@ def choose_columns(table: Table, setting: ColumnsSection, needs_label: bool) -> 
     pair = setting.text_pair or (_first(table, "sentence2", "text_pair") if text == "sentence1" else None)
     label = setting.label or _first(table, "label", "labels", "target")
     missing = [
-        f"{table.origin} has no column that is usually the {key}; name it in data.columns.{key}"
+        (f"data.columns.{key}", f"{table.origin} has no column that is usually the {key}; name the right one")
         for key, absent in (("text", text is None and image is None), ("label", needs_label and label is None))
         if absent
     ]
     if missing:
-        raise DataError("\n".join((*missing, _what_there_is(table))))
+        raise SourceError(_with_columns(missing, table))
     return Columns(text, pair if text is not None else None, image, label if needs_label else None)
 
 
@@ -153,7 +185,7 @@ def require_columns(table: Table, columns: Columns) -> None:
         raise DataError(f"{what}\n{_what_there_is(table)}")
     for name in (columns.text, columns.text_pair):
         kind = None if name is None else table.data.features[name]
-        if name is not None and getattr(kind, "dtype", None) not in ("string", "large_string"):
+        if name is not None and getattr(kind, "dtype", None) not in TEXTS:
             raise DataError(f"{table.origin}: column '{name}' holds {_kind(kind)}, not text")
     if columns.image is not None and not _is_image(table, columns.image):
         kind = _kind(table.data.features[columns.image])
@@ -214,7 +246,17 @@ def _kind(feature: Any) -> str:
 
 
 def _what_there_is(table: Table) -> str:
-    return f"  its columns: {', '.join(table.names)}"
+    columns = f"  its columns: {', '.join(table.names)}"
+    joined = next((sign for sign in ";|" if len(table.names) == 1 and sign in table.names[0]), None)
+    return (
+        columns if joined is None else f"{columns} (are they separated by '{joined}'? A .csv has commas, a .tsv tabs)"
+    )
+
+
+def _with_columns(problems: list[tuple[str, str]], table: Table) -> list[tuple[str, str]]:
+    """The problems, with the columns that there are on a line below the last."""
+    *others, (key, text) = problems
+    return [*others, (key, f"{text}\n{_what_there_is(table)}")]
 
 
 def _canonical(value: Any) -> bytes:

@@ -6,8 +6,9 @@ n: rows.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sapp_cli.errors import DataError, UsageError
+from sapp_cli.errors import DataError, SettingError
 from sapp_cli.inputs.files import find_files, hint, place
 from sapp_cli.inputs.holdout import digest, hold_out
 from sapp_cli.inputs.rows import TARGETS, DataSets, Row, Targets, stack_rows
@@ -51,9 +52,8 @@ class TensorRows(Dataset[Row]):
 def load_tensor_data(data: DataSection, objective: ObjectiveSection) -> DataSets:
     """Training and validation rows of `data.files`; errors as those of `load_data`."""
     if objective.task == "masked-lm":
-        raise UsageError(
-            "objective.task masked-lm masks tokens itself and needs the tokenizer: use data.source datasets"
-        )
+        problem = "masked-lm masks tokens itself and needs the tokenizer; use data.source: datasets"
+        raise SettingError([("objective.task", problem)])
     train_files = find_files(data.files.train, "data.files.train")
     arrays = _read(train_files, objective.task)
     count, origin = len(next(iter(arrays.values()))), place(train_files)
@@ -98,12 +98,26 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                     raise ValueError("it is no .npz file, or damaged")
                 file.seek(0)
                 arrays = np.load(file, allow_pickle=False)
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+                return {name: _tensor(name, arrays, path) for name in arrays.files}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     raise DataError(
         f"{path}: data.source tensors reads .safetensors and .npz files; for tables use data.source datasets"
     )
+
+
+def _tensor(name: str, arrays: Mapping[str, Any], path: Path) -> Tensor:
+    """One array of an archive."""
+    try:
+        return torch.from_numpy(arrays[name])
+    except TypeError as error:
+        kind = {"U": "texts", "S": "texts", "M": "dates"}.get(arrays[name].dtype.kind, str(arrays[name].dtype))
+        raise DataError(f"{path}: '{name}' holds {kind}, not numbers; labels are whole numbers from 0 on") from error
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        problem = "holds Python objects, which are not read; save one array of numbers, its rows of equal length"
+        raise DataError(f"{path}: '{name}' {problem}") from error
 
 
 def _require_rows(arrays: dict[str, Tensor], task: str, path: Path) -> None:
@@ -147,13 +161,14 @@ def _trainable(name: str, array: Tensor, task: str, path: Path) -> Tensor:
             raise DataError(f"{where} has values outside of 0 to 1, which objective.task binary takes")
         return array
     if task in ("classification", "causal-lm"):
+        if task == "classification" and array.dim() != 1:
+            raise DataError(
+                f"{where} has shape {tuple(array.shape)}; objective.task classification takes one label a row: the number "
+                "of its class"
+            )
         if array.is_floating_point():
             advice = "; for numbers to be met set objective.task regression" if task == "classification" else ""
             raise DataError(f"{where} is floating-point; objective.task {task} takes integers{advice}")
-        if task == "classification" and array.dim() != 1:
-            raise DataError(
-                f"{where} has shape {tuple(array.shape)}; objective.task classification takes one label a row"
-            )
         return array.long()
     return array
 

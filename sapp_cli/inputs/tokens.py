@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from sapp_cli.errors import DataError, UsageError
+from sapp_cli.checkpoint.damage import FETCH
+from sapp_cli.errors import DataError, SettingError
+from sapp_cli.inputs.files import is_pointer
 from sapp_cli.inputs.hugging_face import offline_transformers
 from sapp_cli.inputs.rows import IGNORED, TARGETS, Batch, Row, Targets
 from sapp_cli.inputs.tables import Table
@@ -29,33 +31,35 @@ PADDED_TO = 8
 def load_tokenizer(folder: Path | None) -> Any:
     """The tokenizer in the checkpoint's folder; nothing is downloaded, no code of the folder runs.
 
-    Raises UsageError without a folder, DataError where it has no tokenizer or a damaged one.
+    Raises SettingError without a folder, DataError where it has no tokenizer or a damaged one.
     """
     if folder is None:
-        raise UsageError(
-            "texts need the checkpoint's tokenizer: give a Hugging Face folder, or data.source tensors or factory"
-        )
+        problem = "texts need the checkpoint's tokenizer: give a Hugging Face folder, or take source tensors or factory"
+        raise SettingError([("data.source", problem)])
     if not any(any(folder.glob(name)) for name in VOCABULARIES):
         # transformers makes up a tokenizer of five tokens where there is only a config.json
         raise DataError(
             f"{folder} has no tokenizer ({', '.join(VOCABULARIES[:3])}, …); copy the one the model was trained with"
         )
+    pointer = next((path for name in VOCABULARIES for path in folder.glob(name) if is_pointer(path)), None)
+    if pointer is not None:
+        raise DataError(f"{pointer} {FETCH}")
     with offline_transformers() as transformers:
         try:
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # each kind of tokenizer raises what its parser raises
-            reason = f"{type(error).__name__}: {error}"
-            raise DataError(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            problem = f"the tokenizer in {folder} cannot be loaded: {reason}; copy the one the model was trained with"
+            raise DataError(problem) from error
 
 
 def require_positions(max_length: int, config: Mapping[str, Any]) -> None:
-    """Raise UsageError if rows of `max_length` tokens have more positions than the model."""
+    """Raise SettingError if rows of `max_length` tokens have more positions than the model."""
     for key in ("max_position_embeddings", "n_positions"):
         positions = config.get(key)
         if isinstance(positions, int) and 0 < positions < max_length:
-            raise UsageError(
-                f"data.max_length {max_length} is more than the model's {positions} positions ({key} of config.json)"
-            )
+            problem = f"{max_length} is more than the model's {positions} positions ({key} of config.json)"
+            raise SettingError([("data.max_length", problem)])
 
 
 class TextRows(Dataset[Row]):
@@ -127,13 +131,12 @@ class PackedText(Dataset[Row]):
 def pack(table: Table, column: str, tokenizer: Any, length: int, numbers: Sequence[int]) -> PackedText:
     """The texts of a table in pieces of `length` tokens, each text with an end-of-text token behind it.
 
-    Raises DataError if the tokenizer has no such token, or the texts are too short to predict anything; UsageError for
+    Raises DataError if the tokenizer has no such token, or the texts are too short to predict anything; SettingError for
     pieces of one token.
     """
     if length < 2:
-        raise UsageError(
-            f"data.max_length {length}: a piece of one token predicts nothing; objective.task causal-lm needs 2"
-        )
+        problem = f"{length} is too small; a piece of one token predicts nothing, so objective.task causal-lm needs 2"
+        raise SettingError([("data.max_length", problem)])
     end = tokenizer.eos_token_id
     if end is None:
         raise DataError(

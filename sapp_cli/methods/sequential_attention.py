@@ -50,15 +50,14 @@ class SequentialAttention(Method):
 
     def kept_scale(self, blocks: Tensor, state: BlockState) -> Tensor | None:
         mask = self._mask(state)
-        return None if mask is None else mask[state.keep]
+        return None if mask is None else mask.masked_select(state.keep)
 
     def _mask(self, state: BlockState) -> Tensor | None:
         assert state.logits is not None, "a layer of sequential attention has logits"
         if state.density == 1:
             return None  # a target of 0 switches the mask off
-        # Detached where pruned: through the softmax's normalizer alone Adam moved these more than the kept ones.
-        logits = torch.where(state.keep, state.logits, state.logits.detach())
-        return attention_mask(logits, state.density if self.clip else None)
+        # No gradient where pruned: through the softmax's normalizer alone Adam moved these more than the kept ones.
+        return attention_mask(state.logits, state.density if self.clip else None, state.keep)
 
     def scores(self, theta: Tensor, state: BlockState) -> Tensor:
         assert state.logits is not None, "a layer of sequential attention has logits"

@@ -9,8 +9,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.report.sparsity import SparsityReport
-from sapp_cli.report.wording import size_text
+from sapp_cli.report.texts import work_markdown
+from sapp_cli.report.wording import count_text, size_text
 
 AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
@@ -29,6 +31,15 @@ class FileSizes:
     dense: int
     sparse: int
 
+    @classmethod
+    def of(cls, source: Checkpoint, folder: Path, files: Sequence[Path]) -> FileSizes:
+        """Of the weight `files` of an output, the dense ones of which lie in `folder` itself."""
+        return cls(
+            source=sum(file.path.stat().st_size for file in source.files),
+            dense=sum(file.stat().st_size for file in files if file.parent == folder),
+            sparse=sum(file.stat().st_size for file in files if file.parent != folder),
+        )
+
 
 def write_card(
     folder: Path,
@@ -46,7 +57,7 @@ def write_card(
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters["size"] = size_text
+    environment.filters.update(count=count_text, size=size_text)
     text = environment.get_template("card.md.j2").render(
         name=name,
         report=report,
@@ -56,6 +67,7 @@ def write_card(
         auto_class=auto_class(architecture) if architecture else None,
         sharded=any(folder.glob("*.index.json")),
         companions=companions,
+        work=work_markdown(report),
     )
     (folder / "README.md").write_text(text)
 

@@ -65,6 +65,12 @@ class PrunedWeights:
             digest.update(np.packbits(weight.kept).tobytes())
         return digest.hexdigest()
 
+    def write(self, folder: Path, layout: Layout, max_shard_bytes: int | None) -> list[Path]:
+        """The files of the layouts asked for, the block-sparse ones in `sparse/` of the folder."""
+        dense = self.write_dense(folder, max_shard_bytes) if layout in ("both", "dense") else []
+        sparse = self.write_sparse(folder / "sparse", max_shard_bytes) if layout in ("both", "bsr") else []
+        return [*dense, *sparse]
+
     def write_dense(self, folder: Path, max_shard_bytes: int | None) -> list[Path]:
         """model.safetensors, or the source's shards and their index; zeros in place. The files written."""
         shards = [

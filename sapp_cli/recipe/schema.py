@@ -273,7 +273,7 @@ class TrainSection(Section):
     """How pruned Linear layers are trained while their mask is fixed. `masked`: whole weights times their mask, as in the
     other phases; `kept-blocks`: computing with the kept blocks only, with optimizer state for these only. auto: the faster
     of both for each layer, by a rule made from measurements; `measured`: timed as a sparse phase begins, so that two runs
-    may differ in their last bits."""
+    may differ in their last bits. Several processes do what the main one chose; with `shard` all layers are masked."""
 
     deterministic: bool = False
     """Ask CUDA for deterministic kernels; a CPU run is deterministic anyway."""

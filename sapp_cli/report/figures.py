@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
@@ -24,10 +22,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from sapp_cli.report.gallery import EDGES, LayerView
 from sapp_cli.report.run import RunRecord
 from sapp_cli.report.sparsity import LayerSparsity
+from sapp_cli.report.svg import lay_out, themed
 from sapp_cli.report.wording import counted
 
-SVG = "http://www.w3.org/2000/svg"
-XLINK = "http://www.w3.org/1999/xlink"
 COLOURS = {
     name: f"#00000{digit}" for digit, name in enumerate(("ink", "muted", "rule", "accent", "second", "faint"), 1)
 }
@@ -265,43 +262,8 @@ def _draw(
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasSVG(figure)
             paint(figure, name == "narrow")
+            lay_out(figure)
             file = io.StringIO()
             figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator")))
-        found.append(_themed(file.getvalue(), f"{key}-{name}", title, description))
+        found.append(themed(file.getvalue(), f"{key}-{name}", title, description, VARIABLES))
     return Drawing(*found)
-
-
-def _themed(svg: str, key: str, title: str, description: str) -> str:
-    """The document of matplotlib as an element of a page: named, described, without sizes, ids or colours of its own."""
-    for prefix, uri in (("", SVG), ("xlink", XLINK)):
-        ElementTree.register_namespace(prefix, uri)
-    root = ElementTree.fromstring(svg)
-    for parent in list(root.iter()):
-        for child in [child for child in parent if child.tag.endswith("metadata")]:
-            parent.remove(child)
-    for attribute in ("width", "height", "version"):
-        root.attrib.pop(attribute, None)
-    root.set("role", "img")
-    root.set("aria-labelledby", f"{key}-title {key}-text")
-    ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
-    # Some of matplotlib's are made of memory addresses; numbers are the same in every run.
-    new = {old: f"{key}-{number}" for number, old in enumerate(dict.fromkeys(ids))}
-    for element in root.iter():
-        for name, value in list(element.attrib.items()):
-            element.set(name, _rewritten(name, value, new))
-    for index, (tag, text) in enumerate((("title", title), ("desc", description))):
-        element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{key}-{'title' if index == 0 else 'text'}"})
-        element.text = text
-        root.insert(index, element)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _rewritten(name: str, value: str, ids: Mapping[str, str]) -> str:
-    """An attribute with the new ids, the page's colours and the page's typeface."""
-    if name == "id":
-        return ids[value]
-    if name.endswith("href"):
-        return "#" + ids[value.removeprefix("#")]
-    value = re.sub(r"url\(#([^)]*)\)", lambda match: f"url(#{ids[match.group(1)]})", value)
-    value = re.sub(r"#00000\d", lambda match: f"var(--{VARIABLES[match.group()]})", value)
-    return re.sub(r"font-family:[^;]*", "font-family: inherit", value)

@@ -1,44 +1,38 @@
-"""The report as one HTML file: no network, readable without its script, light and dark, on a phone and on paper."""
+"""The report as one HTML file, with pictures of the layers, the run and the kept blocks."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
-from sapp_cli._version import __version__
-from sapp_cli.checkpoint.write import disk_errors, replacing
 from sapp_cli.report.comparison import Comparison
 from sapp_cli.report.figures import Drawing, draw_layers, draw_norms, draw_run, kept_blocks_png
 from sapp_cli.report.gallery import Gallery, LayerView
+from sapp_cli.report.page import NO_BREAK, Headline, render, templates, write_page
 from sapp_cli.report.run import RunMetric, RunRecord
-from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
+from sapp_cli.report.sparsity import LayerSparsity, ModelSparsity, SparsityReport
 from sapp_cli.report.speed import SpeedRecord
-from sapp_cli.report.texts import comparison_cells
-from sapp_cli.report.wording import by, counted, metric_text, percent, printable, size_text, time_text, times_smaller
+from sapp_cli.report.texts import work_text
+from sapp_cli.report.wording import (
+    by,
+    counted,
+    metric_text,
+    percent,
+    printable,
+    size_text,
+    times_fewer,
+    times_smaller,
+)
 
 HTML_FILE = "sparsity.html"
 KEPT_COLOUR = (0.24, 0.50, 0.92)  # of the pictures; at least 3 : 1 against the page, light and dark
 FLATTEST, TALLEST = 2.5, 1 / 1.6  # width to height of a picture
 SPEED_BEGIN, SPEED_END = "<!-- speed: begin -->", "<!-- speed: end -->"
-NO_BREAK = "\N{NO-BREAK SPACE}"
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One of the figures at the top."""
-
-    label: str
-    value: str
-    note: str = ""
-    tone: str = ""  # good, bad or nothing
-    pair: bool = False  # two figures and an arrow, which need more room
 
 
 @dataclass(frozen=True)
@@ -63,9 +57,7 @@ def write_html(
     speed: SpeedRecord | None = None,
 ) -> None:
     """Write the report on the checkpoint `name` to `path`, whole or not at all. `gallery`: what `measure` showed it."""
-    page = html_report(name, report, gallery, run, comparison, speed)
-    with disk_errors(path.parent), replacing(path) as write:
-        write(page.encode())
+    write_page(path, html_report(name, report, gallery, run, comparison, speed))
 
 
 def html_report(
@@ -77,21 +69,19 @@ def html_report(
     speed: SpeedRecord | None = None,
 ) -> str:
     """The page. The same checkpoint gives the same page."""
-    environment = _environment()
-    style, script = (_source(environment, file) for file in ("report.css", "report.js"))
+    environment = templates()
     shown = _shown_views(report, gallery)
     prunable = [layer for layer in report.layers if layer.prunable]
     layers_drawing = draw_layers(report.layers) if any(layer.nonzero < layer.parameters for layer in prunable) else None
     masks = list(_masks(report, gallery))
-    return environment.get_template("report.html.j2").render(
+    return render(
+        environment,
+        "report.html.j2",
         name=printable(name),
         subtitle=_subtitle(report, run),
-        version=__version__,
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headline=list(_headline(report, run)),
-        layers=report.layers,
+        report=report,
+        has_work=report.model.multiply_adds is not None,
         totals=_totals(report),
         has_targets=any(layer.target is not None for layer in report.layers),
         layers_drawing=_marked(layers_drawing),
@@ -115,37 +105,11 @@ def with_speed(page: str, speed: SpeedRecord) -> str | None:
     _, end, after = rest.partition(SPEED_END)
     if not begin or not end:
         return None
-    return f"{before}{begin}\n{_speed_section(_environment(), speed)}{end}{after}"
+    return f"{before}{begin}\n{_speed_section(templates(), speed)}{end}{after}"
 
 
 def _speed_section(environment: Environment, speed: SpeedRecord | None) -> Markup:
     return Markup("" if speed is None else environment.get_template("speed.html.j2").render(speed=speed))
-
-
-def _environment() -> Environment:
-    environment = Environment(loader=PackageLoader("sapp_cli", "report"), autoescape=True, undefined=StrictUndefined)
-    environment.filters.update(
-        breakable=_breakable,
-        by=by,
-        cells=comparison_cells,
-        percent=percent,
-        printable=printable,
-        rate=lambda rate: f"{rate:,.1f}" if rate < 1000 else f"{rate:,.0f}",
-        size=size_text,
-        thousands=lambda count: f"{count:,}",
-        time=time_text,
-    )
-    return environment
-
-
-def _breakable(name: str) -> Markup:
-    """A name that may be broken after each of its parts."""
-    return Markup(".<wbr>").join(printable(name).split("."))
-
-
-def _source(environment: Environment, file: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, file)[0]
 
 
 def _marked(drawing: Drawing | None) -> Drawing | None:
@@ -179,6 +143,10 @@ def _headline(report: SparsityReport, run: RunRecord | None) -> Iterator[Headlin
         yield Headline("blocks removed", percent(report.pruned_block_sparsity), f"of {layers}")
     else:
         yield Headline("size", size_text(model.bytes_dense), "no layer is pruned")
+    if report.pruned and model.multiply_adds is not None and model.kept_multiply_adds is not None:
+        fewer = times_fewer(model.multiply_adds, model.kept_multiply_adds)
+        work = work_text(model).replace(" ", NO_BREAK)
+        yield Headline("multiply-adds of an example", work, fewer or "not fewer", "good" if fewer else "bad", True)
     yield Headline("zeros in prunable weights", percent(model.prunable_sparsity), f"of {model.prunable_parameters:,}")
     yield Headline("zeros in the whole model", percent(model.sparsity), f"of {model.parameters:,}")
     for name, metric in (run.metrics if run else {}).items():
@@ -198,19 +166,20 @@ def _metric_headline(name: str, metric: RunMetric) -> Headline:
     return Headline(f"{name} ({better} is better)", value, note, tone, True)
 
 
-def _totals(report: SparsityReport) -> list[tuple[str, float, int, int]]:
+def _totals(report: SparsityReport) -> list[tuple[str, float, int, int, ModelSparsity | None]]:
     model, pruned = report.model, report.pruned
     sizes = sum(layer.bytes_dense for layer in pruned), sum(layer.bytes_sparse for layer in pruned)
     prunable = [layer for layer in report.layers if layer.prunable]
     return [
-        ("blocks of pruned layers", report.pruned_block_sparsity, *sizes),
+        ("blocks of pruned layers", report.pruned_block_sparsity, *sizes, None),
         (
             "all prunable weights",
             model.prunable_sparsity,
             sum(layer.bytes_dense for layer in prunable),
             sum(layer.bytes_sparse for layer in prunable),
+            None,
         ),
-        ("whole model", model.sparsity, model.bytes_dense, model.bytes_sparse),
+        ("whole model", model.sparsity, model.bytes_dense, model.bytes_sparse, model),
     ]
 
 

@@ -25,7 +25,13 @@ def sparsity_schema() -> dict[str, Any]:
             "model": _strict(_model(), optional=_multiply_adds("the layers")),
             "layers": {
                 "type": "array",
-                "items": _strict(_layer(), optional=_multiply_adds("the dense weight")),
+                "items": _strict(
+                    _layer(),
+                    optional={
+                        **_multiply_adds("the dense weight"),
+                        "multiply_adds_share": _about(SHARE, "of the kept multiply-adds of all layers"),
+                    },
+                ),
             },
             "targets": _strict(
                 {"prunable_sparsity": SHARE, "sparsity": SHARE},

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from sapp_cli.grid import BlockGrid, MatrixLayout
 
 VERSION = 1
+WORK_KEYS = ("multiply_adds", "kept_multiply_adds", "multiply_adds_share")
+"""Of sparsity.json, only where the model was seen at work; the last of layers only."""
 Order = Literal["name", "sparsity", "size", "blocks"]
 
 
@@ -123,7 +125,8 @@ class SparsityReport:
 
     def as_json(self) -> dict[str, Any]:
         """The document of sparsity.json."""
-        return {"version": VERSION, "model": _known(self.model), "layers": [_known(layer) for layer in self.layers]}
+        layers = [_known({**asdict(layer), "multiply_adds_share": self.share(layer)}) for layer in self.layers]
+        return {"version": VERSION, "model": _known(asdict(self.model)), "layers": layers}
 
     def share(self, layer: LayerSparsity) -> float | None:
         """Of all multiply-adds that are left, this layer's share."""
@@ -205,10 +208,9 @@ def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
     )
 
 
-def _known(part: LayerSparsity | ModelSparsity) -> dict[str, Any]:
-    """The part as JSON, without the multiply-adds where nobody counted them."""
-    unknown = () if part.multiply_adds is not None else ("multiply_adds", "kept_multiply_adds")
-    return {key: value for key, value in asdict(part).items() if key not in unknown}
+def _known(part: dict[str, Any]) -> dict[str, Any]:
+    """The part without the figures on multiply-adds that nobody counted."""
+    return {key: value for key, value in part.items() if value is not None or key not in WORK_KEYS}
 
 
 def _removed(kept: int, total: int) -> float:

@@ -9,7 +9,7 @@ from dataclasses import fields
 
 from sapp_cli.report.comparison import Comparison, LayerComparison
 from sapp_cli.report.run import RunRecord
-from sapp_cli.report.sparsity import LayerSparsity, SparsityReport
+from sapp_cli.report.sparsity import WORK_KEYS, LayerSparsity, ModelSparsity, SparsityReport
 from sapp_cli.report.wording import by, count_text, counted, metric_text, percent, printable, size_text, times_smaller
 
 FOLDED_FROM = 20  # rows: a longer table of layers is folded in Markdown
@@ -19,10 +19,12 @@ def as_csv(report: SparsityReport) -> str:
     """One line a layer under the keys of sparsity.json; shapes as 512x64, nothing for what is unknown."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    unknown = () if report.model.multiply_adds is not None else ("multiply_adds", "kept_multiply_adds")
-    keys = [field.name for field in fields(LayerSparsity) if field.name not in unknown]
-    writer.writerow(keys)
-    writer.writerows([_cell(getattr(layer, key)) for key in keys] for layer in report.layers)
+    has_work = report.model.multiply_adds is not None
+    keys = [field.name for field in fields(LayerSparsity) if field.name not in WORK_KEYS]
+    writer.writerow([*keys, *(WORK_KEYS if has_work else ())])
+    for layer in report.layers:
+        work = (layer.multiply_adds, layer.kept_multiply_adds, report.share(layer)) if has_work else ()
+        writer.writerow([_cell(value) for value in (*(getattr(layer, key) for key in keys), *work)])
     return text.getvalue()
 
 
@@ -37,9 +39,8 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
         ("weights, dense", size_text(model.bytes_dense)),
         ("weights, block-sparse", size_text(model.bytes_sparse) + (f" ({smaller})" if smaller else "")),
     ]
-    if model.multiply_adds is not None and model.kept_multiply_adds is not None:
-        work = f"{count_text(model.multiply_adds)} → {count_text(model.kept_multiply_adds)}"
-        totals.append(("multiply-adds of an example", work))
+    if model.multiply_adds is not None:
+        totals.append(("multiply-adds of an example", work_text(model)))
     for metric, value in (run.metrics if run else {}).items():
         better = "higher" if value.higher_is_better else "lower"
         change = f"{metric_text(value.dense)} → {metric_text(value.pruned)}"
@@ -58,6 +59,19 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
     if comparison is not None:
         parts.append(_comparison(comparison))
     return "\n\n".join(parts) + "\n"
+
+
+def work_markdown(report: SparsityReport) -> str:
+    """A table of the layers' multiply-adds, dense and kept, and what share of the model's each has; "" where not known."""
+    if report.model.multiply_adds is None:
+        return ""
+    rows = [("layer", "kept / blocks", "sparsity", "multiply-adds of an example", "share")]
+    for layer in report.layers:
+        _, _, kept, sparsity, *_ = layer_cells(layer)
+        rows.append((_code(layer.name), kept, sparsity, work_text(layer), work_cells(layer, report)[1]))
+    rows.append(("all layers", "", "", work_text(report.model), ""))
+    table = _table(rows, "lrrrr")
+    return _folded(f"{len(report.layers)} layers", table) if len(report.layers) > FOLDED_FROM else table
 
 
 def layer_cells(layer: LayerSparsity) -> tuple[str, ...]:
@@ -79,6 +93,13 @@ def work_cells(layer: LayerSparsity, report: SparsityReport) -> tuple[str, str]:
     if layer.kept_multiply_adds is None:
         return "–", "–"
     return count_text(layer.kept_multiply_adds), percent(share) if share is not None else "–"
+
+
+def work_text(part: LayerSparsity | ModelSparsity) -> str:
+    """Multiply-adds for one example, of the dense weights and of the kept blocks: "1.20 M → 120 k"; "–" where not known."""
+    if part.multiply_adds is None or part.kept_multiply_adds is None:
+        return "–"
+    return f"{count_text(part.multiply_adds)} → {count_text(part.kept_multiply_adds)}"
 
 
 def _comparison(comparison: Comparison) -> str:

@@ -48,9 +48,14 @@ def time_text(seconds: float) -> str:
     raise AssertionError("the last unit takes everything")
 
 
-def times_smaller(before: int, after: int) -> str:
+def times_smaller(before: float, after: float) -> str:
     """(1200, 150) -> "8.0× smaller"; "" where it is not."""
     return f"{before / after:.1f}× smaller" if 0 < after < before else ""
+
+
+def times_fewer(before: float, after: float) -> str:
+    """(1200, 150) -> "8.0× fewer"; "" where they are not."""
+    return times_smaller(before, after).replace("smaller", "fewer")
 
 
 def counted(count: int, what: str) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_autocast_enabled, nn
+from torch.compiler import is_compiling
 
 from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.conv_choice import CONV_WAYS, ConvChoice
 from sapp_cli.runtime.conv_geometry import Conv, ConvGeometry
 from sapp_cli.runtime.conv_operators import block_sparse_conv, registered
-from sapp_cli.runtime.conv_products import ConvProducts, conv_weight
-from sapp_cli.runtime.linear import BlockSparseLinear
-from sapp_cli.runtime.products import Products
+from sapp_cli.runtime.conv_products import ConvProducts, conv_weight, dense_convolution
+from sapp_cli.runtime.linear import BlockSparseLinear, WeightState
+from sapp_cli.runtime.operators import is_tracing
 
 
 class BlockSparseConv(nn.Module):
@@ -30,7 +31,7 @@ class BlockSparseConv(nn.Module):
     """
 
     matrix: BlockSparseLinear
-    _products: dict[torch.dtype, tuple[Products, ConvProducts]]
+    _products: dict[torch.dtype, tuple[WeightState, ConvProducts]]
 
     def __init__(
         self, geometry: ConvGeometry, matrix: BlockSparseLinear, way: str | None = None, keep_format: bool = False
@@ -123,27 +124,36 @@ class BlockSparseConv(nn.Module):
         return sum(products.bytes for _, products in self._products.values()) or self.matrix.weight_bytes
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        batch = self._batch(x)
-        if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
+        if type(x) is Tensor and x.is_cpu and not (x.requires_grad or is_compiling() or is_autocast_enabled("cpu")):
+            return self._dense(x) if is_tracing() else self.convolve(x)
+        if is_tracing():
+            return self._dense(x)
+        kind = x.device.type
+        if is_autocast_enabled(kind) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(kind))
+        if is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
+            batch = self.geometry.batch(x)
             y: Tensor = block_sparse_conv(batch, self._number)
-        else:
-            y = self.convolve(batch)
-        return y if batch is x else y.squeeze(0)
+            return y if batch is x else y.squeeze(0)
+        return self.convolve(x)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        """The forward pass for TorchScript."""
+        return dense_convolution(self.weight, self.bias, self.geometry)(x)
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The forward pass of x (N, C, …) without autocast and gradients."""
+        """The forward pass of x (N, C, …) or (C, …) without autocast and gradients."""
         return self.products(x.dtype)(x)
 
     def products(self, dtype: torch.dtype) -> ConvProducts:
         """The ways to convolve x of this dtype with the weights as they are now."""
-        matrix = self.matrix
-        # As long as these are the same ones, nothing has changed: indices are checked, values are current.
-        current = matrix.products(dtype)
+        matrix = self._modules["matrix"]  # attributes that are modules take a while to be found
+        assert isinstance(matrix, BlockSparseLinear), "it is always there"
+        state = matrix.state()
         known = self._products.get(dtype)
-        if known is not None and known[0] is current:
+        if known is not None and known[0] is state:
             return known[1]
+        matrix.products(dtype)  # raises ValueError where that dtype does not fit
         self._check_way()
         found = ConvProducts(
             self.geometry,
@@ -156,7 +166,7 @@ class BlockSparseConv(nn.Module):
             self.way,
             self.keep_format,
         )
-        self._products[dtype] = current, found
+        self._products[dtype] = state, found
         return found
 
     def extra_repr(self) -> str:
@@ -181,16 +191,6 @@ class BlockSparseConv(nn.Module):
     def _check_way(self) -> None:
         if self.way is not None and self.way not in CONV_WAYS:
             raise ValueError(f"'{self.way}' is not a way to convolve; there are {', '.join(CONV_WAYS)}")
-
-    def _batch(self, x: Tensor) -> Tensor:
-        """With N, also where x is one image without it."""
-        geometry = self.geometry
-        batch = x.unsqueeze(0) if x.dim() == geometry.axes + 1 else x
-        if batch.dim() != geometry.axes + 2 or batch.shape[1] != geometry.channels:
-            raise ValueError(
-                f"x is {tuple(x.shape)}; it must be (images, {geometry.channels} channels, {geometry.axes} spatial axes)"
-            )
-        return batch
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what this process has prepared."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -87,6 +87,25 @@ class ConvGeometry:
             raise ValueError(f"x has {_by(size)} pixels, fewer than the kernel of {_by(reach)} needs")
         return found
 
+    def unpadded_output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """O of the spatial size P of x with its padding."""
+        ways = zip(size, self.kernel, self.dilation, self.stride, strict=True)
+        return tuple((pixels - step * (side - 1) - 1) // stride + 1 for pixels, side, step, stride in ways)
+
+    def offset(self, piece: Piece, strides: Sequence[int]) -> int:
+        """Entries between the first column of a piece and the first pixel of its window, in x (N, P…, C) with these strides."""
+        ways = zip(piece.window, self.dilation, strides[1:-1], strict=True)
+        return piece.channel + sum(place * dilation * stride for place, dilation, stride in ways)
+
+    def batch(self, x: Tensor) -> Tensor:
+        """(N, C, …), also of one image (C, …). Raises ValueError for what is neither."""
+        batch = x.unsqueeze(0) if x.dim() == self.axes + 1 else x
+        if batch.dim() != self.axes + 2 or batch.shape[1] != self.channels:
+            raise ValueError(
+                f"x is {tuple(x.shape)}; it must be (images, {self.channels} channels, {self.axes} spatial axes)"
+            )
+        return batch
+
     def pad(self, x: Tensor) -> Tensor:
         """(N, C, …) -> (N, C, P…), in memory as it comes."""
         if not self.padded:
@@ -158,7 +177,7 @@ class Windows:
         `pixels` (N, P…, C) are those of `ConvGeometry.pixels`. Outputs count as rows of (N, O…).
         """
         geometry = self._geometry
-        sizes = len(pixels), *_inner_output_size(geometry, pixels.shape[1:-1])
+        sizes = len(pixels), *geometry.unpadded_output_size(pixels.shape[1:-1])
         strides = pixels.stride()
         steps = strides[0], *(s * stride for s, stride in zip(geometry.stride, strides[1:-1], strict=True))
         # Cut along the first axis whose single steps fit; the axes before it are gone through one by one.
@@ -174,21 +193,17 @@ class Windows:
                 )
                 views = [
                     (piece, pixels.as_strided((*shape, piece.width), (*steps[axis:], 1), origin + offset))
-                    for piece, offset in ((piece, self._offset(piece, strides)) for piece in self._pieces)
+                    for piece, offset in ((piece, geometry.offset(piece, strides)) for piece in self._pieces)
                 ]
                 rows = math.prod(shape)
                 yield first, rows, views
                 first += rows
 
-    def _offset(self, piece: Piece, strides: tuple[int, ...]) -> int:
-        """Of the first column of a piece from the first pixel of its window."""
-        ways = zip(piece.window, self._geometry.dilation, strides[1:-1], strict=True)
-        return piece.channel + sum(place * dilation * stride for place, dilation, stride in ways)
 
-
-def _inner_output_size(geometry: ConvGeometry, padded: torch.Size) -> tuple[int, ...]:
-    ways = zip(padded, geometry.kernel, geometry.dilation, geometry.stride, strict=True)
-    return tuple((pixels - step * (side - 1) - 1) // stride + 1 for pixels, side, step, stride in ways)
+def block_pieces(geometry: ConvGeometry, grid: BlockGrid, block: int) -> list[Piece]:
+    """Of one block column."""
+    start = block * grid.block[1]
+    return list(_pieces(geometry, [(start, min(start + grid.block[1], grid.matrix[1]))]))
 
 
 def _pieces(geometry: ConvGeometry, ranges: list[tuple[int, int]]) -> Iterator[Piece]:

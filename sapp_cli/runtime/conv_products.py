@@ -7,17 +7,16 @@ together a slab at a time. Dense: as the model computed it, with the weight in c
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime.choice import DENSE, ONEDNN, PLAIN, Way
+from sapp_cli.runtime.choice import DENSE, KERNEL, ONEDNN, PLAIN, Way
 from sapp_cli.runtime.conv_choice import (
     CPU_CONV_WAYS,
     GPU_CONV_WAYS,
@@ -26,16 +25,14 @@ from sapp_cli.runtime.conv_choice import (
     choose_conv,
     conv_bucket_of,
 )
-from sapp_cli.runtime.conv_geometry import ConvGeometry, Windows, channels_last
+from sapp_cli.runtime.conv_geometry import ConvGeometry, Windows
+from sapp_cli.runtime.conv_slabs import OverSlabs
 from sapp_cli.runtime.plain import dense_weight
-from sapp_cli.runtime.products import Products
+from sapp_cli.runtime.products import MEASURING, MOST_SEEN, Products, kernels_work
 
-MOST_SEEN = 256
-"""Sizes of x that are remembered."""
-SLAB_BYTES = 4 << 20
-"""Of copied windows, for each thread: larger ones are no faster, smaller ones slower."""
-LEAST_SLAB_ROWS = 96
-"""Windows that are multiplied at a time even where they take more memory than that: two panels of a kernel."""
+if TYPE_CHECKING:
+    from sapp_cli.runtime.window_product import WindowProduct
+
 CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 MEMORY_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -69,22 +66,31 @@ class ConvProducts:
         self.choices: dict[tuple[int, bool, int], ConvChoice] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
+        """(N, C, …) or (C, …) of one image."""
         seen = x.shape, x.stride(), torch.get_num_threads()
         way = self._seen.get(seen)
-        if way is None:
-            if len(self._seen) >= MOST_SEEN:
-                self._seen.clear()
-            way = self._seen[seen] = self._find(x)
-        return way(x)
+        return self._find(x, seen)(x) if way is None else way(x)
 
-    def _find(self, x: Tensor) -> Way:
+    def _find(self, x: Tensor, seen: tuple[object, ...]) -> Way:
         """The way for inputs of this size, layout and number of threads."""
-        size = self._geometry.output_size(tuple(x.shape[2:]))
-        outputs = len(x) * math.prod(size)
+        batch = self._geometry.batch(x)
+        size = self._geometry.output_size(tuple(batch.shape[2:]))
+        outputs = len(batch) * math.prod(size)
         if outputs == 0:
             return lambda x: x.new_empty(len(x), self._grid.matrix[0], *size)
-        key = conv_bucket_of(outputs), is_channels_last(x), torch.get_num_threads()
-        return self._current.get(key) or self._decide(key, x)
+        key = conv_bucket_of(outputs), is_channels_last(batch), torch.get_num_threads()
+        way = self._current.get(key)
+        if way is None:
+            with MEASURING:
+                way = self._current.get(key) or self._decide(key, batch)
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        if batch is x:
+            self._seen[seen] = way
+            return way
+        of_batch = way
+        found = self._seen[seen] = lambda x: of_batch(x.unsqueeze(0)).squeeze(0)
+        return found
 
     @property
     def bytes(self) -> int:
@@ -143,6 +149,11 @@ class ConvProducts:
     def _block_sparse(self, name: str, x: Tensor) -> _Ready | None:
         grid, col, windows = self._grid, self._col, None
         if not self._geometry.pointwise:
+            direct = self._window_product() if name == KERNEL else None
+            if direct is not None:
+                return _Ready(
+                    direct, 0 if direct.values.data_ptr() == self._values.data_ptr() else direct.values.nbytes
+                )
             windows = Windows(self._geometry, grid, col.cpu().numpy())
             grid = replace(grid, matrix=(grid.matrix[0], windows.width))
             col = torch.from_numpy(windows.columns).to(col.device)
@@ -151,7 +162,17 @@ class ConvProducts:
             product(x.new_zeros(1, grid.matrix[1]))
         except ValueError:  # no such way for this dtype or device
             return None
-        return _Ready(_BlockSparse(self._geometry, product, windows), product.bytes - self._values.nbytes)
+        run = OverSlabs(self._geometry, product, windows) if windows else over_pixels(product, self._geometry)
+        return _Ready(run, product.bytes - self._values.nbytes)
+
+    def _window_product(self) -> WindowProduct | None:
+        if not (self._values.is_cpu and kernels_work()):
+            return None
+        from sapp_cli.runtime.window_product import WindowProduct
+
+        return WindowProduct.of(
+            self._geometry, self._values, self._crow.numpy(), self._col.numpy(), self._bias, self._grid
+        )
 
     def _dense(self, name: str, x: Tensor) -> _Ready | None:
         geometry, bias = self._geometry, self._bias
@@ -161,7 +182,8 @@ class ConvProducts:
         memory_format = torch.contiguous_format if name == DENSE else MEMORY_FORMATS.get(geometry.axes)
         if memory_format is None:
             return None
-        weight = weight.contiguous(memory_format=memory_format)
+        # Not `contiguous`: of a 1×1 weight both formats are, and torch takes the one that the strides suggest.
+        weight = weight.clone(memory_format=memory_format)
         return _Ready(dense_convolution(weight, bias, geometry), weight.nbytes)
 
 
@@ -181,7 +203,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 def conv_weight(matrix: Tensor, geometry: ConvGeometry) -> Tensor:
     """The weight (C_out, C, kernel…) of the matrix (C_out, kernel…·C), a view."""
-    return matrix.view(len(matrix), *geometry.kernel, geometry.channels).movedim(-1, 1)
+    return matrix.view(matrix.shape[0], *geometry.kernel, geometry.channels).movedim(-1, 1)
 
 
 def dense_convolution(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Way:
@@ -193,40 +215,14 @@ def dense_convolution(weight: Tensor, bias: Tensor | None, geometry: ConvGeometr
     return lambda x: convolution(geometry.pad(x), weight, bias, stride, 0, dilation)
 
 
-class _BlockSparse:
-    """The product over pixels or windows; y is channels-last."""
-
-    def __init__(self, geometry: ConvGeometry, product: Products, windows: Windows | None) -> None:
-        self._geometry, self._product, self._windows = geometry, product, windows
-
-    def __call__(self, x: Tensor) -> Tensor:
-        size = self._geometry.output_size(tuple(x.shape[2:]))
-        y = self._from_windows(x, self._windows, size) if self._windows else self._from_pixels(x)  # (N·O…, C_out)
-        return y.view(len(x), *size, y.shape[-1]).movedim(-1, 1)
-
-    def _from_pixels(self, x: Tensor) -> Tensor:
-        if set(self._geometry.stride) != {1}:
-            steps = (1, 1, *self._geometry.stride)
-            x = x[tuple(slice(None, None, step) for step in steps)]
-        return self._product(channels_last(x).view(-1, x.shape[1]))
-
-    def _from_windows(self, x: Tensor, windows: Windows, size: tuple[int, ...]) -> Tensor:
-        pixels, width, total = self._geometry.pixels(x), windows.width, len(x) * math.prod(size)
-        budget = SLAB_BYTES * torch.get_num_threads() // (width * x.element_size())
-        most_rows = max(LEAST_SLAB_ROWS, budget)
-        y: Tensor | None = None
-        for first, rows, views in windows.slabs(pixels, most_rows):
-            slab = _SCRATCH.get(min(most_rows, total) * width, x)[: rows * width].view(rows, width)
-            for piece, view in views:
-                slab.view(*view.shape[:-1], width)[..., piece.place : piece.place + piece.width].copy_(view)
-            found = self._product(slab)
-            if rows == total:
-                return found
-            if y is None:
-                y = found.new_empty(total, found.shape[-1])
-            y[first : first + rows] = found
-        assert y is not None, "no x without pixels comes here"
-        return y
+def over_pixels(product: Products, geometry: ConvGeometry) -> Way:
+    """A 1×1 convolution: the product over pixels; y is channels-last."""
+    axes = range(1, geometry.axes + 1)
+    pixel_last, pixel_first = (0, *(axis + 1 for axis in axes), 1), (0, geometry.axes + 1, *axes)
+    if set(geometry.stride) == {1}:
+        return lambda x: product(x.permute(pixel_last)).permute(pixel_first)
+    steps = tuple(slice(None, None, step) for step in (1, 1, *geometry.stride))
+    return lambda x: product(x[steps].permute(pixel_last)).permute(pixel_first)
 
 
 def _packed(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, x: Tensor) -> _Ready | None:
@@ -256,23 +252,3 @@ def _packed(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, x: Tens
 def _slot(name: str, bucket: int) -> int:
     """OneDNN packs for a size of x; the other ways are one for all."""
     return bucket if name == ONEDNN else -1
-
-
-class _Scratch(threading.local):
-    """Memory for slabs on the CPU, kept between calls: fresh pages cost as much as filling them."""
-
-    def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
-
-    def get(self, count: int, like: Tensor) -> Tensor:
-        """(count,) of the dtype and device of `like`, with anything in it."""
-        if not like.is_cpu:
-            return like.new_empty(count)
-        size = count * like.element_size()
-        if self._bytes.numel() < size:
-            with torch.inference_mode(False):  # else it could not be written to outside of it
-                self._bytes = torch.empty(size, dtype=torch.uint8)
-        return self._bytes[:size].view(like.dtype)
-
-
-_SCRATCH = _Scratch()

@@ -14,7 +14,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 
 from sapp_cli.runtime.ir_builder import F32, I32, I64, POINTER, Code, Value, declare, define
 from sapp_cli.runtime.kernel_shape import KernelShape
-from sapp_cli.runtime.panels import pack_by_rows, pack_by_steps
+from sapp_cli.runtime.panels import Source, pack_by_rows, pack_by_steps
 from sapp_cli.runtime.row_tiles import define_row_tile, define_write
 from sapp_cli.runtime.tiles import define_single_row, define_tile
 
@@ -28,12 +28,15 @@ JOB = (
     "crow",
     "columns",
     "bias",
+    "row_places",
+    "column_places",
     "panel_bytes",
     "panel_rows",
     "single",
     "parts",
 )
-"""Addresses and sizes that all parts share. `single`: 1 for a batch of one row."""
+"""Addresses and sizes that all parts share. `row_places`, `column_places`: of scattered x (panels.py), else 0; `single`: 1 for
+a batch of one row."""
 PART = ("first_row", "last_row", "first_block_row", "last_block_row")
 """What follows after JOB, once for each part; last ones are one past the end."""
 FEW_ROWS = 8
@@ -59,7 +62,7 @@ def _define_run_part(module: Any, shape: KernelShape) -> None:
     most = shape.slots * shape.slot_width * shape.row_vectors * lanes if row_tiles else 1
     slots = code.stack(arithmetic.stored, most)
     job = {name: code.load(I64, code.element(args["job"], I64, place), align=8) for place, name in enumerate(JOB)}
-    for name in ("x", "y", "values", "crow", "columns", "bias", "panels"):
+    for name in ("x", "y", "values", "crow", "columns", "bias", "panels", "row_places", "column_places"):
         job[name] = code.ir.inttoptr(job[name], POINTER)
     start = code.sum(code.product(args["part"], len(PART)), len(JOB))
     for place, name in enumerate(PART):
@@ -74,11 +77,11 @@ def _define_run_part(module: Any, shape: KernelShape) -> None:
     with code.loop(panels) as number:
         first_row = code.sum(job["first_row"], code.product(number, job["panel_rows"]))
         rows = code.minimum(code.ir.sub(job["last_row"], first_row), job["panel_rows"])
-        x = code.element(job["x"], arithmetic.stored, code.product(first_row, job["in"]))
+        x = Source(code, shape, job["x"], job["in"], first_row, job["row_places"], job["column_places"])
         y = code.element(job["y"], arithmetic.stored, code.product(first_row, job["out"]))
 
-        def multiply_by_rows(x: Value = x, rows: Value = rows, y: Value = y) -> None:
-            pack_by_rows(code, shape, x, rows, job["in"], block_columns, panel)
+        def multiply_by_rows(x: Source = x, rows: Value = rows, y: Value = y) -> None:
+            pack_by_rows(code, shape, x, rows, block_columns, panel)
             stride = code.product(rows, shape.padded_width)
             with code.loop(job["last_block_row"], start=job["first_block_row"]) as block_row:
                 common = _block_row(code, shape, job, block_row)
@@ -89,8 +92,8 @@ def _define_run_part(module: Any, shape: KernelShape) -> None:
                     with many_rows:
                         _call_tiles(code, shape, tiles, rows, panel, stride, common, target, job["out"], width)
 
-        def multiply_by_steps(x: Value = x, rows: Value = rows, y: Value = y) -> None:
-            pack_by_steps(code, shape, x, rows, job["in"], block_columns, panel)
+        def multiply_by_steps(x: Source = x, rows: Value = rows, y: Value = y) -> None:
+            pack_by_steps(code, shape, x, rows, block_columns, panel)
             vectors = code.ir.sdiv(code.sum(rows, lanes - 1), code.number(lanes))
             stride = code.product(vectors, lanes * shape.padded_width)
             slot_stride = code.product(vectors, lanes * shape.slot_width)

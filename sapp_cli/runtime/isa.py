@@ -39,6 +39,11 @@ NEON = Isa("neon", lanes=4, registers=32, triple="aarch64-unknown-linux-gnu", fe
 """64-bit ARM, for cross-generation."""
 
 
+def has_tiles() -> bool:
+    """True for a CPU with instructions that multiply tiles of bfloat16 (AMX), many times faster than by vectors."""
+    return bool(llvm.get_host_cpu_features().get("amx-bf16"))
+
+
 @lru_cache
 def host_isas() -> tuple[Isa, ...]:
     """The instruction sets this process can run, the best first."""

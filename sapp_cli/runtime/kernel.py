@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sapp_cli.checkpoint.block_sparse import Indices
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime.compile import compiled
+from sapp_cli.runtime.compile import MachineCode, compiled
 from sapp_cli.runtime.isa import Isa, host_isas
 from sapp_cli.runtime.kernel_shape import LONG_ROW, kernel_shape
 from sapp_cli.runtime.packing import pack
@@ -20,7 +21,7 @@ from sapp_cli.runtime.threads import cut_into_parts, openmp, run_in_pool, thread
 
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_PLANS = 256
-"""Sizes of batch that a kernel remembers how to share out."""
+"""Shapes of x that a kernel remembers how to go about."""
 
 
 class Kernel:
@@ -38,8 +39,13 @@ class Kernel:
         bias: Tensor | None,
         grid: BlockGrid,
         isa: Isa | None = None,
+        *,
+        scattered: bool = False,
     ) -> None:
-        """Values (K, br, bc) on the CPU, of a dtype in DTYPES; indices must have been checked (`index_problem`)."""
+        """Values (K, br, bc) on the CPU, of a dtype in DTYPES; indices must have been checked (`index_problem`).
+
+        `scattered`: for x whose rows are not one behind the other (`for_places`).
+        """
         assert values.dtype in DTYPES and values.device.type == "cpu", (
             f"no kernel for {values.dtype} on {values.device}"
         )
@@ -47,11 +53,11 @@ class Kernel:
         shape = kernel_shape(
             isa or host_isas()[0], grid.block, bf16=values.dtype == torch.bfloat16, long_rows=long_rows
         )
+        shape = replace(shape, scattered=scattered)
         self.weight = pack(values, crow, columns, bias, grid, shape)
-        self.dtype = values.dtype
         self._code = compiled(shape, openmp=openmp() is not None)
         self._out, self._in = grid.matrix
-        self._plans: dict[tuple[int, int], _Plan] = {}
+        self._plans: dict[tuple[tuple[int, ...], int], Plan] = {}
         self._work = self.weight.values.numel()  # multiplications for one row of x
         self._addresses = (
             self._in,
@@ -64,51 +70,101 @@ class Kernel:
         self._panel_row_bytes = grid.size[1] * shape.padded_width * shape.arithmetic.panel_bytes
 
     def __call__(self, x: Tensor, threads: int | None = None) -> Tensor:
-        """(M, in) -> (M, out), in the dtype of the weight; on as many threads as torch uses, if there is work for them."""
-        assert x.dtype is self.dtype and x.is_cpu, f"x is {x.dtype} on {x.device}, not {self.dtype}"
-        rows, columns = x.shape
-        assert columns == self._in, f"x is {tuple(x.shape)} for a weight of {self.weight.grid.matrix}"
-        x = x.contiguous()
-        y = torch.empty((rows, self._out), dtype=self.dtype)
-        if rows == 0 or self._out == 0:
-            return y
-        plan = self._plan(rows, threads or torch.get_num_threads())
-        places = x.data_ptr(), y.data_ptr(), _SCRATCH.address(plan.scratch_bytes)
-        self._run(_PLACES.pack(*places) + plan.job, plan.parts)
-        return y
+        """(…, in) -> (…, out), in the dtype of the weight; on as many threads as torch uses, if there is work for them."""
+        return self.for_shape(tuple(x.shape), threads)(x)
 
-    def _plan(self, rows: int, threads: int) -> _Plan:
-        """What a call is told besides the places of x, y and the panels; the same for all batches of so many rows."""
-        plan = self._plans.get((rows, threads))
+    def for_shape(self, shape: tuple[int, ...], threads: int | None = None) -> Plan:
+        """The product for x (…, in) of this shape: all that does not depend on where x lies, once."""
+        threads = threads or torch.get_num_threads()
+        plan = self._plans.get((shape, threads))
         if plan is None:
-            parts = cut_into_parts(rows, self.weight.crow, threads_worth(rows * self._work, threads))
-            shape = self.weight.shape
-            panel_rows = min(rows, shape.panel_rows)
-            panel_bytes = shape.padded_rows(panel_rows) * self._panel_row_bytes
-            panel_bytes = (panel_bytes + 63) & ~63  # whole cache lines: threads must not share one
-            numbers = [*self._addresses, panel_bytes, panel_rows, rows == 1, len(parts), *chain.from_iterable(parts)]
-            plan = _Plan(struct.pack(f"{len(numbers)}q", *numbers), len(parts), panel_bytes * len(parts))
+            assert not self.weight.shape.scattered, "this kernel has to be told where the rows of x are"
+            assert shape[-1] == self._in, f"x is {shape} for a weight of {self.weight.grid.matrix}"
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
-            self._plans[rows, threads] = plan
+            plan = self._plans[shape, threads] = self._plan(math.prod(shape[:-1]), threads, shape, shape[:-1])
         return plan
 
-    def _run(self, job: bytes, parts: int) -> None:
-        parallel, code = openmp(), self._code
-        if parts == 1:
-            code.run_part(job, 0)
-        elif parallel is not None and code.run_team is not None:
-            parallel(code.run_team, job, parts, 0)
-        else:
-            run_in_pool(code.run_part, job, parts)
+    def for_places(self, shape: tuple[int, ...], rows: Tensor, columns: Tensor, size: tuple[int, ...]) -> Plan:
+        """The product for contiguous x of this shape whose row i has block column c at entry rows[i] + columns[c].
+
+        Places int64 (M,) and (C,) on the CPU, not negative; y is (*size, out). Of a kernel that was made `scattered`.
+        """
+        assert self.weight.shape.scattered, "this kernel wants the rows of x one behind the other"
+        width = self.weight.grid.block[1]
+        widths = (self._in - width * torch.arange(len(columns))).clamp(max=width)  # the last block may be cut off
+        last = int(rows.max() + (columns + widths).max())
+        assert last <= math.prod(shape), f"entry {last} of an x of {shape}"
+        return self._plan(len(rows), torch.get_num_threads(), shape, size, rows, columns)
+
+    def _plan(self, rows: int, threads: int, shape: tuple[int, ...], size: tuple[int, ...], *places: Tensor) -> Plan:
+        cut = self.weight.shape
+        parts = cut_into_parts(rows, self.weight.crow, threads_worth(rows * self._work, threads))
+        panel_rows = min(rows, cut.panel_rows)
+        panel_bytes = cut.padded_rows(panel_rows) * self._panel_row_bytes
+        panel_bytes = (panel_bytes + 63) & ~63  # whole cache lines: threads must not share one
+        tables = [place.data_ptr() for place in places] or [0, 0]
+        numbers = [
+            *self._addresses,
+            *tables,
+            panel_bytes,
+            panel_rows,
+            rows == 1,
+            len(parts),
+            *chain.from_iterable(parts),
+        ]
+        job = struct.pack(f"{len(numbers)}q", *numbers)
+        return Plan(
+            shape,
+            (*size, self._out),
+            self.weight.values.dtype,
+            self._code,
+            job,
+            len(parts),
+            panel_bytes * len(parts),
+            (self.weight, *places),
+        )
 
 
-@dataclass(frozen=True)
-class _Plan:
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The product with one weight for x of one shape."""
+
+    shape: tuple[int, ...]
+    """Of x."""
+    result: tuple[int, ...]
+    """Shape of y."""
+    dtype: torch.dtype
+    code: MachineCode
     job: bytes
     """JOB of driver.py after the three places, then PART for each part."""
     parts: int
-    scratch_bytes: int
+    scratch: int
+    """Bytes of all panels."""
+    kept: tuple[object, ...]
+    """Whose addresses are in the job."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As contiguous memory."""
+        assert x.shape == self.shape, f"x is {tuple(x.shape)}, not {self.shape}"
+        assert x.dtype is self.dtype and x.is_cpu, f"x is {x.dtype} on {x.device}, not {self.dtype}"
+        x = x.resolve_neg().contiguous() if x.is_neg() else x.contiguous()
+        y = torch.empty(self.result, dtype=self.dtype)
+        if y.numel() == 0:
+            return y
+        job = _PLACES.pack(x.data_ptr(), y.data_ptr(), _SCRATCH.address(self.scratch)) + self.job
+        if self.parts == 1:
+            self.code.run_part(job, 0)
+        else:
+            self._share_out(job)
+        return y
+
+    def _share_out(self, job: bytes) -> None:
+        parallel, code = openmp(), self.code
+        if parallel is not None and code.run_team is not None:
+            parallel(code.run_team, job, self.parts, 0)
+        else:
+            run_in_pool(code.run_part, job, self.parts)
 
 
 class _Scratch(threading.local):

@@ -5,25 +5,49 @@ R, C: block rows and columns.  br, bc: rows and columns of a block.  K: kept blo
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, get_num_threads, is_autocast_enabled, nn
+from torch.compiler import is_compiling
+from torch.nn import functional as F
 
 from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix, encode, index_problem
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime.choice import WAYS, Choice
+from sapp_cli.runtime.choice import WAYS, Choice, Way
 from sapp_cli.runtime.gpu import is_captured
-from sapp_cli.runtime.operators import block_sparse_linear, registered
+from sapp_cli.runtime.operators import block_sparse_linear, is_tracing, registered
 from sapp_cli.runtime.packing import input_major
 from sapp_cli.runtime.plain import dense_weight
-from sapp_cli.runtime.products import Products
+from sapp_cli.runtime.products import MOST_SEEN, Products
 
 BUFFERS = ("values", "crow", "col")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class WeightState:
+    """The tensors of a layer as they were when they were checked, and what was prepared of them since."""
+
+    tensors: tuple[Tensor | None, ...]
+    """values, crow, col, bias: held, so that no other tensor can come to lie in their places."""
+    places: tuple[int, ...]
+    """In memory."""
+    versions: tuple[int, ...] | None
+    """How often each was changed in place; None if one was made in inference mode, for which torch does not count it."""
+    products: dict[torch.dtype, Products] = field(default_factory=dict)
+    ways: dict[tuple[torch.Size, torch.dtype, int], Way] = field(default_factory=dict)
+    """Taken so far on a CPU, by shape and dtype of x and number of threads."""
+
+    @classmethod
+    def of(cls, *tensors: Tensor | None) -> WeightState:
+        counted = not any(tensor is not None and tensor.is_inference() for tensor in tensors)
+        places = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        versions = tuple(0 if tensor is None else tensor._version for tensor in tensors) if counted else None
+        return cls(tensors, places, versions)
 
 
 class BlockSparseLinear(nn.Module):
@@ -39,8 +63,7 @@ class BlockSparseLinear(nn.Module):
     crow: Tensor  # int32 (R + 1,)
     col: Tensor  # int32 (K,)
     bias: Tensor | None  # (out,)
-    _products: dict[torch.dtype, Products]
-    _known: tuple[Any, ...] | None  # the stamp of the buffers that the products were made of
+    _known: WeightState | None
 
     def __init__(
         self,
@@ -104,51 +127,87 @@ class BlockSparseLinear(nn.Module):
     @property
     def choices(self) -> list[Choice]:
         """What was chosen so far, for each kind of batch, and the times that say why."""
-        return [choice for products in self._products.values() for choice in products.choices.values()]
+        return [choice for products in self._prepared.values() for choice in products.choices.values()]
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight in memory, with what the chosen ways hold besides."""
-        if not self._products:
-            return self.values.nbytes + self.crow.nbytes + self.col.nbytes
-        return sum(products.bytes for products in self._products.values())
+        prepared = self._prepared.values()
+        return sum(products.bytes for products in prepared) or self.values.nbytes + self.crow.nbytes + self.col.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
+        # What most calls are comes first, and asks for nothing twice: a small layer takes a few microseconds.
+        if type(x) is Tensor and x.is_cpu and not (x.requires_grad or is_compiling() or is_autocast_enabled("cpu")):
+            ways = self.state().ways
+            seen = x.shape, x.dtype, get_num_threads()
+            way = ways.get(seen)
+            if way is None:
+                if is_tracing():
+                    return self._dense(x)
+                if len(ways) >= MOST_SEEN:
+                    ways.clear()
+                way = ways[seen] = self.products(x.dtype).way_for(x)
+            return way(x)
+        if is_tracing():
+            return self._dense(x)
+        kind = x.device.type
+        if is_autocast_enabled(kind) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(kind))
+        if is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
             by_operator: Tensor = block_sparse_linear(x, self._number, self.out_features)
             return by_operator
         return self.multiply(x)
 
+    def _dense(self, x: Tensor) -> Tensor:
+        """The forward pass for TorchScript."""
+        return F.linear(x, self.weight, self.bias)
+
     def multiply(self, x: Tensor) -> Tensor:
         """The forward pass without autocast and gradients."""
-        products = self.products(x.dtype)
-        self._check_width(x)
-        if x.dim() == 2:
-            return products(x)
-        flat = products(x.reshape(math.prod(x.shape[:-1]), self.in_features))
-        return flat.view(*x.shape[:-1], self.out_features)
+        return self.products(x.dtype)(x)
 
     def products(self, dtype: torch.dtype) -> Products:
         """The ways to multiply x of this dtype by the weights as they are now."""
-        stamp = self._stamp()
-        if stamp != self._known:
-            if is_captured(self.values):
-                raise RuntimeError(
-                    "a BlockSparseLinear checks its indices before it computes for the first time, which cannot be done while "
-                    "a CUDA graph is captured; run the model once before, as torch.cuda.graph asks for anyway"
-                )
-            self.check()
-            self._products.clear()
-            self._known = stamp
-        found = self._products.get(dtype)
+        prepared = self.state().products
+        found = prepared.get(dtype)
         if found is None:
             own = self.values.dtype
-            if dtype != own and not (torch.is_autocast_enabled(self.values.device.type) and dtype.is_floating_point):
+            if dtype != own and not (is_autocast_enabled(self.values.device.type) and dtype.is_floating_point):
                 raise ValueError(f"x is {dtype}, the weight of this BlockSparseLinear is {own}; convert one of them")
             found = Products(self.values, self.crow, self.col, self.bias, self.grid, dtype, self.way)
-            self._products[dtype] = found
+            prepared[dtype] = found
+        return found
+
+    def state(self) -> WeightState:
+        """The weights as they are now, checked: the same object as long as nothing changes them.
+
+        Asked for at every call, so it has to be quick.
+        """
+        known, buffers = self._known, self._buffers
+        values, crow, col, bias = buffers["values"], buffers["crow"], buffers["col"], buffers["bias"]
+        assert values is not None and crow is not None and col is not None, "the three tensors are always there"
+        if known is not None and known.places == (
+            values.data_ptr(),
+            crow.data_ptr(),
+            col.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+        ):
+            versions = known.versions
+            if versions is None or versions == (
+                values._version,
+                crow._version,
+                col._version,
+                0 if bias is None else bias._version,
+            ):
+                return known
+        if is_captured(values):
+            raise RuntimeError(
+                "a BlockSparseLinear checks its indices before it computes for the first time, which cannot be done while "
+                "a CUDA graph is captured; run the model once before, as torch.cuda.graph asks for anyway"
+            )
+        found = WeightState.of(values, crow, col, bias)
+        self.check()
+        self._known = found
         return found
 
     def check(self) -> None:
@@ -177,29 +236,18 @@ class BlockSparseLinear(nn.Module):
 
     def _begin(self) -> None:
         """What is not saved with the module."""
-        self._products = {}
         self._known = None
         self._number = registered(self)
         self.check()
 
-    def _stamp(self) -> tuple[Any, ...]:
-        """Changes when anything that the products were made of changes; taken at every call, so it has to be quick."""
-        buffers = self._buffers
-        values, crow, col, bias = buffers["values"], buffers["crow"], buffers["col"], buffers["bias"]
-        assert values is not None and crow is not None and col is not None, "the three tensors are always there"
-        places = values.data_ptr(), crow.data_ptr(), col.data_ptr(), 0 if bias is None else bias.data_ptr()
-        if (
-            values.is_inference()
-            or crow.is_inference()
-            or col.is_inference()
-            or (bias is not None and bias.is_inference())
-        ):
-            return (*places, self.way)  # torch does not count changes of these
-        return (*places, values._version, crow._version, col._version, 0 if bias is None else bias._version, self.way)
+    @property
+    def _prepared(self) -> dict[torch.dtype, Products]:
+        return {} if self._known is None else self._known.products
 
-    def _check_width(self, x: Tensor) -> None:
-        if x.shape[-1] != self.in_features:
-            raise ValueError(f"x is {tuple(x.shape)}; its last dimension must be {self.in_features}")
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "way":
+            self._known = None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """As in any module, but the state may have another number of kept blocks."""
@@ -217,7 +265,7 @@ class BlockSparseLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without what this process has prepared."""
         state = self.__dict__.copy()
-        for name in ("_products", "_known", "_number"):
+        for name in ("_known", "_number"):
             state.pop(name, None)
         return state
 

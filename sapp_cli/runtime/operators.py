@@ -30,6 +30,11 @@ def registered(layer: BlockSparseLinear) -> int:
     return number
 
 
+def is_tracing() -> bool:
+    """True while TorchScript records what torch computes: all that it does not see, it takes for a constant."""
+    return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
+
+
 @torch.library.custom_op("sapp::block_sparse_linear", mutates_args=(), **_TAGS)
 def block_sparse_linear(x: Tensor, layer: int, out_features: int) -> Tensor:
     """The layer of this number on x (…, in): (…, out)."""

@@ -8,24 +8,63 @@ Two layouts, for the two kinds of tiles, both with zeros beyond the right edge o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from sapp_cli.runtime.ir_builder import Code, Value
+from sapp_cli.runtime.ir_builder import I64, Code, Value
 from sapp_cli.runtime.kernel_shape import KernelShape
 
 
-def pack_by_rows(
-    code: Code, shape: KernelShape, x: Value, rows: Value, columns: Value, block_columns: Value, panel: Value
-) -> None:
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a panel are in x."""
+
+    code: Code
+    shape: KernelShape
+    x: Value
+    columns: Value
+    """Of x, all block columns together."""
+    first_row: Value
+    row_places: Value
+    """Array of int64, for scattered x: at which entry of x a row begins,"""
+    column_places: Value
+    """and how many entries behind that a block column does."""
+
+    def row(self, row: Value) -> Value:
+        """Address of a row, of the first one of the panel for 0."""
+        number = self.code.sum(self.first_row, row)
+        return self._entry(
+            self.x,
+            self._place(self.row_places, number) if self.shape.scattered else self._product(number, self.columns),
+        )
+
+    def block(self, row: Value, block: Value) -> Value:
+        """Address of the first column of a block column, in the row at this address."""
+        scattered = self.shape.scattered
+        return self._entry(
+            row, self._place(self.column_places, block) if scattered else self._product(block, self.shape.width)
+        )
+
+    def _place(self, places: Value, number: Value) -> Value:
+        return self.code.load(I64, self.code.element(places, I64, number), align=8)
+
+    def _product(self, number: Value, size: Value | int) -> Value:
+        return self.code.product(number, size)
+
+    def _entry(self, start: Value, number: Value) -> Value:
+        return self.code.element(start, self.shape.arithmetic.stored, number)
+
+
+def pack_by_rows(code: Code, shape: KernelShape, x: Source, rows: Value, block_columns: Value, panel: Value) -> None:
     """Copy x [rows][in] into the panel [block column][rows][padded_width], zeros beyond the edge of x."""
     arithmetic = shape.arithmetic
     zero = ir.Constant(arithmetic.panel, 0)
-    whole_blocks = code.ir.sdiv(columns, code.number(shape.width))
+    whole_blocks = code.ir.sdiv(x.columns, code.number(shape.width))
 
-    def places(row: Value, block: Value) -> tuple[Value, Value]:
-        source = code.sum(code.product(row, columns), code.product(block, shape.width))
-        target = code.product(code.sum(code.product(block, rows), row), shape.padded_width)
-        return code.element(x, arithmetic.stored, source), code.element(panel, arithmetic.panel, target)
+    def target_of(row: Value, block: Value) -> Value:
+        before = code.product(code.sum(code.product(block, rows), row), shape.padded_width)
+        return code.element(panel, arithmetic.panel, before)
 
     def copy(source: Value, target: Value, count: Value | int) -> None:
         with code.loop(count) as column:
@@ -38,20 +77,19 @@ def pack_by_rows(
             code.store(zero, code.element(target, arithmetic.panel, column), align=2)
 
     with code.loop(rows) as row:
+        source = x.row(row)
         with code.loop(whole_blocks) as block:
-            source, target = places(row, block)
-            copy(source, target, shape.width)
+            target = target_of(row, block)
+            copy(x.block(source, block), target, shape.width)
             clear(target, shape.width)
         with code.loop(block_columns, start=whole_blocks) as block:  # none, or one
-            source, target = places(row, block)
-            rest = code.ir.sub(columns, code.product(block, shape.width))
-            copy(source, target, rest)
+            target = target_of(row, block)
+            rest = code.ir.sub(x.columns, code.product(block, shape.width))
+            copy(x.block(source, block), target, rest)
             clear(target, rest)
 
 
-def pack_by_steps(
-    code: Code, shape: KernelShape, x: Value, rows: Value, columns: Value, block_columns: Value, panel: Value
-) -> None:
+def pack_by_steps(code: Code, shape: KernelShape, x: Source, rows: Value, block_columns: Value, panel: Value) -> None:
     """Copy x [rows][in] into the panel [block column][step][row, padded to whole vectors][column of the step].
 
     Rows beyond the last hold copies of it: finite where it is, and their sums are not looked at.
@@ -60,7 +98,7 @@ def pack_by_steps(
     groups = code.ir.sdiv(code.sum(rows, lanes - 1), code.number(lanes))
     padded_rows = code.product(groups, lanes)
     last_row = code.ir.sub(rows, code.number(1))
-    whole_blocks = code.ir.sdiv(columns, code.number(shape.width))
+    whole_blocks = code.ir.sdiv(x.columns, code.number(shape.width))
     if shape.width % arithmetic.step:
         whole_blocks = code.number(0)  # the last step of each is only partly in x
 
@@ -70,28 +108,23 @@ def pack_by_steps(
 
     with code.loop(groups) as group:
         first_row = code.product(group, lanes)
-        sources = []
-        for lane in range(lanes):
-            row = code.minimum(last_row, code.sum(first_row, lane))
-            sources.append(code.element(x, arithmetic.stored, code.product(row, columns)))
+        sources = [x.row(code.minimum(last_row, code.sum(first_row, lane))) for lane in range(lanes)]
         with code.loop(whole_blocks) as block:
-            first_column = code.product(block, shape.width)
+            columns_of_rows = [x.block(source, block) for source in sources]
             for step, count in _pieces(shape.steps, lanes):
-                offset = code.sum(first_column, step * arithmetic.step)
                 rows_of_x = [
-                    arithmetic.steps_of_row(code, code.element(source, arithmetic.stored, offset), count)
-                    for source in sources
+                    arithmetic.steps_of_row(
+                        code, code.element(columns, arithmetic.stored, step * arithmetic.step), count
+                    )
+                    for columns in columns_of_rows
                 ]
                 for number, vector in enumerate(code.transposed(rows_of_x)):
                     turned, lane = divmod(number * count, lanes)
                     code.store(vector, place(block, step + turned, code.sum(first_row, lane)))
     with code.loop(block_columns, start=whole_blocks) as block:  # mostly none, or one
-        first_column = code.product(block, shape.width)
-        rest = code.minimum(code.ir.sub(columns, first_column), shape.width)
+        rest = code.minimum(code.ir.sub(x.columns, code.product(block, shape.width)), shape.width)
         with code.loop(padded_rows) as row:
-            source = code.element(
-                x, arithmetic.stored, code.sum(code.product(code.minimum(last_row, row), columns), first_column)
-            )
+            source = x.block(x.row(code.minimum(last_row, row)), block)
             with code.loop(shape.padded_width) as column:
                 step = code.ir.sdiv(column, code.number(arithmetic.step))
                 target = code.element(

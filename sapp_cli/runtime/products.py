@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from threading import RLock
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from sapp_cli.checkpoint.block_sparse import Indices
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import (
     CPU_WAYS,
+    DENSE,
     GPU_WAYS,
     KERNEL,
     ONEDNN,
@@ -36,11 +40,16 @@ if TYPE_CHECKING:
     from sapp_cli.runtime.kernel import Kernel
     from sapp_cli.runtime.triton_product import TritonWeight
 
+MOST_SEEN = 256
+"""Shapes of x that are remembered."""
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _MEASURED: dict[tuple[object, ...], Choice] = {}
 """Choices of layers that are alike: same matrix, blocks, share of kept blocks, dtype, device, bucket and mode."""
+
+MEASURING = RLock()
+"""Held by the thread that measures: two at once would disturb each other's times."""
 
 
 class Products:
@@ -68,18 +77,44 @@ class Products:
         self._prepared: dict[tuple[str, int], Way] = {}
         self._copies: dict[tuple[str, int], int] = {}  # bytes, by family of ways
         self._current: dict[tuple[int, int], Way] = {}
+        self._seen: dict[tuple[torch.Size, int], Way] = {}  # shapes of x, so that a known one costs no time
         self.choices: dict[tuple[int, int], Choice] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(M, in) -> (M, out)."""
-        rows = len(x)
+        """(…, in) -> (…, out)."""
+        return self.way_for(x)(x)
+
+    def way_for(self, x: Tensor) -> Way:
+        """What to call for x of this shape, in this mode."""
+        seen = x.shape, self._mode if self._on_gpu else torch.get_num_threads()
+        way = self._seen.get(seen)
+        return self._find(x, seen) if way is None else way
+
+    def _find(self, x: Tensor, seen: tuple[torch.Size, int]) -> Way:
+        """The way for x of this shape, in this mode."""
+        (shape, mode), (out, columns) = seen, self._grid.matrix
+        if shape[-1:] != (columns,):
+            raise ValueError(f"x is {tuple(shape)}; its last dimension must be {columns}")
+        rows = math.prod(shape[:-1])
         if rows == 0:
-            return x.new_empty(0, self._grid.matrix[0])
-        key = bucket_of(rows), self._mode
+            return lambda x: x.new_empty(*shape[:-1], out)
+        key = bucket_of(rows), mode
         way = self._current.get(key)
         if way is None:
-            way = self._undecided(key) if is_captured(x) else self._decide(key, x)
-        return way(x)
+            flat = x.reshape(rows, columns)
+            if is_captured(x):
+                return _of_rows(self._undecided(key), shape, out)
+            with MEASURING:
+                way = self._current.get(key) or self._decide(key, flat)
+        name = family(self.choices[key].way)
+        if name == KERNEL:
+            way = cast("Kernel", way).for_shape(tuple(shape))
+        elif name not in (DENSE, ONEDNN):  # these take any shape
+            way = _of_rows(way, shape, out)
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen[seen] = way
+        return way
 
     @property
     def bytes(self) -> int:
@@ -182,7 +217,9 @@ class Products:
         if name == PLAIN:
             return self.plain, 0
         if name == KERNEL:
-            kernel = self._kernel()
+            kernel = generated_kernel(
+                self._values, self._crow.cpu().numpy(), self._col.cpu().numpy(), self._bias, self._grid
+            )
             return None if kernel is None else (kernel, self._copied(kernel.weight.values))
         if family(name) == TRITON:
             return self._triton(name, bucket)
@@ -191,17 +228,6 @@ class Products:
         weight = dense_weight(self._values, self._crow, self._col, self._grid)
         way = dense_ways(weight, self._bias, rows).get(name)
         return None if way is None else (way, weight.nbytes)
-
-    def _kernel(self) -> Kernel | None:
-        """The generated kernel; None where there is none for this dtype or device, or code cannot be generated."""
-        if not (self._values.is_cpu and self._values.dtype in KERNEL_DTYPES and kernels_work()):
-            return None
-        from sapp_cli.runtime.kernel import Kernel
-
-        try:
-            return Kernel(self._values, self._crow.numpy(), self._col.numpy(), self._bias, self._grid)
-        except RuntimeError:  # of LLVM, on a system that forbids new code
-            return None
 
     def _triton(self, name: str, bucket: int) -> tuple[Way, int] | None:
         """Our Triton kernel with the tile of this name; None without a GPU or without Triton."""
@@ -224,6 +250,27 @@ class Products:
     def _copied(self, values: Tensor) -> int:
         """Bytes of a way's values; 0 where they are the layer's own."""
         return 0 if values.data_ptr() == self._values.data_ptr() else values.nbytes
+
+
+def _of_rows(way: Way, shape: torch.Size, out: int) -> Way:
+    """The way that takes rows (M, in), for x of this shape."""
+    if len(shape) == 2:
+        return way
+    return lambda x: way(x.reshape(-1, shape[-1])).view(*shape[:-1], out)
+
+
+def generated_kernel(
+    values: Tensor, crow: Indices, columns: Indices, bias: Tensor | None, grid: BlockGrid, *, scattered: bool = False
+) -> Kernel | None:
+    """The generated kernel; None where there is none for this dtype or device, or code cannot be generated."""
+    if not (values.is_cpu and values.dtype in KERNEL_DTYPES and kernels_work()):
+        return None
+    from sapp_cli.runtime.kernel import Kernel
+
+    try:
+        return Kernel(values, crow, columns, bias, grid, scattered=scattered)
+    except RuntimeError:  # of LLVM, on a system that forbids new code
+        return None
 
 
 @lru_cache

@@ -7,6 +7,7 @@ cores would get in each other's way.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -64,14 +65,14 @@ def openmp() -> Callable[[int, bytes, int, int], None] | None:
 
 
 @lru_cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    """Threads for everything but the part that the caller computes itself."""
+def pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads for everything but the part that the caller computes itself. A forked process has none of its parent's."""
     return ThreadPoolExecutor(threads - 1, thread_name_prefix="sapp")
 
 
 def run_in_pool(run_part: Any, job: bytes, parts: int) -> None:
     """All parts of a job, one a thread; ctypes lets go of the GIL."""
-    others = [pool(parts).submit(run_part, job, number) for number in range(1, parts)]
+    others = [pool(parts, os.getpid()).submit(run_part, job, number) for number in range(1, parts)]
     run_part(job, 0)
     for other in others:
         other.result()

@@ -44,13 +44,15 @@ def time_in_turns(
     sample: float = 5e-4,
     drop_hopeless: bool = False,
     finish: Callable[[], Any] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """The times of each way. A turn takes each of them once, as often in a row as fills `sample` seconds.
 
     It stops after `budget` seconds in all, but not before `least_turns` turns. `finish` waits for what the calls in a row
-    have started: a GPU works on after a call has returned, and its users wait once, not after every layer.
+    have started: a GPU works on after a call has returned, and its users wait once, not after every layer. `clock` may count
+    something else than time as it passes, such as `time.thread_time`, which leaves out what others do on the machine.
     """
-    first = {name: _seconds(run, 1, finish, warm=True) for name, run in ways.items()}
+    first = {name: _seconds(run, 1, finish, clock, warm=True) for name, run in ways.items()}
     hopeless = {name for name in ways if drop_hopeless and first[name] > HOPELESS * min(first.values())}
     ways = {name: run for name, run in ways.items() if name not in hopeless}
     repeats = {name: max(1, min(1000, int(sample / max(first[name], 1e-7)))) for name in ways}
@@ -59,17 +61,24 @@ def time_in_turns(
     turn = 0
     while turn < least_turns or time.perf_counter() < end:
         for name, run in ways.items():
-            turns[name].append(_seconds(run, repeats[name], finish))
+            turns[name].append(_seconds(run, repeats[name], finish, clock))
         turn += 1
     return {name: Timing((seconds,) if name in hopeless else tuple(turns[name])) for name, seconds in first.items()}
 
 
-def _seconds(run: Callable[[], Any], repeats: int, finish: Callable[[], Any], *, warm: bool = False) -> float:
+def _seconds(
+    run: Callable[[], Any],
+    repeats: int,
+    finish: Callable[[], Any],
+    clock: Callable[[], float],
+    *,
+    warm: bool = False,
+) -> float:
     if warm:
         run()
     finish()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         run()
     finish()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats

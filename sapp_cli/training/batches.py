@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,8 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from sapp_cli.errors import DataError, SourceError
 from sapp_cli.inputs.data import Batch, DataSets
 from sapp_cli.inputs.rows import StreamedRows
+
+RAISED = re.compile(r"^sapp_cli\.errors\.(DataError|SourceError): (.*)", re.MULTILINE | re.DOTALL)
+"""The last line of a traceback that ends in one of these, and all that follows."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ def training_batches(data: DataSets, plan: BatchPlan, workers: int, start: int =
         data.set_epoch(epoch)
         if isinstance(data.train, StreamedRows):
             batches = _StreamedBatches(data.train, plan, epoch, first if epoch == first_epoch else 0)
-            yield from DataLoader(batches, batch_size=None, num_workers=workers)
+            with worker_errors():
+                yield from DataLoader(batches, batch_size=None, num_workers=workers)
             continue
         loader: DataLoader[Any] = DataLoader(
             data.train,
@@ -75,7 +82,24 @@ def training_batches(data: DataSets, plan: BatchPlan, workers: int, start: int =
             # Of its own: making a loader's iterator draws from the global generator, which would move dropout's masks.
             generator=torch.Generator().manual_seed(plan.seed),
         )
-        yield from loader
+        with worker_errors():
+            yield from loader
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """An error of ours that a worker process raised, as it was: torch has put the worker's whole traceback into its text."""
+    try:
+        yield
+    except (DataError, RuntimeError) as error:
+        raised = RAISED.search(str(error))
+        if raised is None:
+            raise
+        kind, text = raised[1], raised[2].strip()
+        if kind == DataError.__name__:
+            raise DataError(text) from error
+        key, _, problem = text.partition(": ")
+        raise SourceError([(key, problem)]) from error
 
 
 class _StreamedBatches(IterableDataset[Batch]):

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.recipe.schema import TrainSection
 from sapp_cli.training.device import shards
 
@@ -23,23 +23,23 @@ COMPILERS = {"linux": "g++", "darwin": "clang++", "win32": "cl"}
 
 
 def require_compiler(settings: TrainSection, accelerator: Accelerator) -> None:
-    """Raise UsageError where `train.compile` is asked for and this machine has nothing to compile with."""
+    """Raise SettingError where `train.compile` is asked for and this machine has nothing to compile with."""
     if not settings.compile:
         return
     if shards(settings, accelerator):
-        raise UsageError("train.compile does not go with train.shard; leave one of the two out")
+        raise SettingError([("train.compile", "does not go with train.shard; leave one of the two out")])
     if accelerator.device.type == "cuda":
         if find_spec("triton") is None:
-            raise UsageError(
-                "train.compile: torch.compile needs the package triton on CUDA; install it, or leave it out"
-            )
+            problem = "torch.compile needs the package triton on CUDA; install it, or leave it out"
+            raise SettingError([("train.compile", problem)])
         return
     compiler = os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
     if shutil.which(compiler) is None:
-        raise UsageError(
-            f"train.compile: torch.compile needs a C++ compiler on a CPU, and there is no '{compiler}'; install one, name it "
-            "in the environment as CXX, or leave --compile out"
+        problem = (
+            f"torch.compile needs a C++ compiler on a CPU, and there is no '{compiler}'; install one, name it in the "
+            "environment as CXX, or leave it out"
         )
+        raise SettingError([("train.compile", problem)])
 
 
 def compiled(model: nn.Module) -> nn.Module:
@@ -49,7 +49,7 @@ def compiled(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def compile_errors(settings: TrainSection) -> Iterator[None]:
-    """UsageError, in one line, where torch cannot compile the model after all; it does so in the first step."""
+    """SettingError, in one line, where torch cannot compile the model after all; it does so in the first step."""
     if not settings.compile:
         yield
         return
@@ -59,6 +59,5 @@ def compile_errors(settings: TrainSection) -> Iterator[None]:
         yield
     except TorchDynamoException as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UsageError(
-            f"train.compile: torch cannot compile this model ({reason.strip()}); leave --compile out"
-        ) from error
+        problem = f"torch cannot compile this model ({reason.strip()}); leave it out"
+        raise SettingError([("train.compile", problem)]) from error

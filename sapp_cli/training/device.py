@@ -12,7 +12,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError, UsageError
 from sapp_cli.recipe.schema import TrainSection
 from sapp_cli.training.processes import connect
 
@@ -23,13 +23,13 @@ ACCELERATE_FSDP = "ACCELERATE_USE_FSDP"
 def make_accelerator(settings: TrainSection) -> Accelerator:
     """The accelerator of a run, on one process or as many as torchrun or `accelerate launch` started.
 
-    Raises UsageError for a device or a precision that this machine does not have.
+    Raises SettingError for a device or a precision that this machine does not have.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("train.device: cuda, but torch sees no CUDA device; take auto or cpu")
+        raise SettingError([("train.device", "cuda, but torch sees no CUDA device; take auto or cpu")])
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     if settings.precision == "fp16" and cpu:
-        raise UsageError("train.precision: fp16 needs a GPU; take bf16 or fp32")
+        raise SettingError([("train.precision", "fp16 needs a GPU; take bf16 or fp32")])
     cards, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if not cpu and local_rank >= cards:
         raise UsageError(
@@ -44,7 +44,7 @@ def make_accelerator(settings: TrainSection) -> Accelerator:
         accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[unused])
     connect()
     if settings.precision == "fp16" and shards(settings, accelerator):
-        raise UsageError("train.precision: fp16 does not go with weights spread by FSDP; take bf16")
+        raise SettingError([("train.precision", "fp16 does not go with weights spread by FSDP; take bf16")])
     return accelerator
 
 

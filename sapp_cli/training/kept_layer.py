@@ -18,6 +18,7 @@ class KeptLayer:
     def __init__(self, layer: AttachedLayer) -> None:
         self._layer = layer
         layer.part_kept_blocks()
+        layer.theta.requires_grad_(False)  # DDP would add up zeros for it in every step
         self._product = KeptProduct(layer.masked.keep, layer.masked.grid)
         layer.owner.forward = self.forward  # a bound method: a copy of the model has a copy of this object
 
@@ -25,18 +26,23 @@ class KeptLayer:
         """Leave module and θ as if the phase had trained θ as a whole."""
         del self._layer.owner.forward
         self._layer.join_kept_blocks()
+        self._layer.theta.requires_grad_()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out)."""
         owner, masked = self._layer.owner, self._layer.masked
         assert masked.kept is not None, "in place as long as the kept blocks are parted"
-        values = masked.kept.values
-        if masked.round_to is not None or x.dtype != values.dtype or torch.is_autocast_enabled(x.device.type):
+        values, device = masked.kept.values, x.device.type
+        casts = torch.is_autocast_enabled(device)
+        if masked.round_to is not None or (not x.is_cpu if casts else x.dtype != values.dtype):
             whole: Tensor = type(owner).forward(owner, x)
             return whole
         bias = owner.bias
         assert bias is None or isinstance(bias, Tensor), "of a Linear"
-        return self._product(x, values, masked.method.kept_scale(values, masked.state), bias)
+        with torch.autocast(device, enabled=False):  # some blocks in float32 are faster than all of them in bfloat16
+            scale = masked.method.kept_scale(values, masked.state)
+            y = self._product(x.to(values.dtype), values, scale, bias)
+        return y.to(torch.get_autocast_dtype(device)) if casts else y
 
 
 def can_part(layer: AttachedLayer) -> bool:

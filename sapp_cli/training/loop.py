@@ -22,7 +22,7 @@ from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.batches import BatchPlan, training_batches
 from sapp_cli.training.collapse import CollapseWatch
-from sapp_cli.training.compilation import compile_errors, compiled
+from sapp_cli.training.compilation import compile_errors
 from sapp_cli.training.device import draw_apart
 from sapp_cli.training.evaluation import evaluate
 from sapp_cli.training.health import GradientWatch, must_be_finite
@@ -31,7 +31,8 @@ from sapp_cli.training.keeper import Keeper
 from sapp_cli.training.learning_rate import learning_rate_share, total_share
 from sapp_cli.training.objectives import Objective
 from sapp_cli.training.optimizers import make_optimizer, set_learning_rates
-from sapp_cli.training.processes import agree_on_masks, any_of
+from sapp_cli.training.processes import any_of
+from sapp_cli.training.replica import Replica
 from sapp_cli.training.sharding import is_sharded
 from sapp_cli.training.sparse_phases import SparsePhases
 
@@ -117,12 +118,10 @@ def train(
     steps = pruner.schedule.steps
     settings = recipe.train
     optimizer = make_optimizer(recipe.optimizer, pruner, total_share(recipe.lr_schedule, steps))
-    prepared = model
+    replica = Replica(model, accelerator, compile=settings.compile)
     if not is_sharded(model):
-        prepared, optimizer = accelerator.prepare(model, optimizer)
-    if settings.compile:
-        prepared = compiled(prepared)
-    phases = SparsePhases(pruner, optimizer, recipe, alone=accelerator.num_processes == 1)
+        optimizer = accelerator.prepare_optimizer(optimizer)
+    phases = SparsePhases(pruner, optimizer, recipe, replica)
     plan = BatchPlan(
         len(data.train),  # type: ignore[arg-type]
         recipe.data.batch_size,
@@ -141,18 +140,15 @@ def train(
         keeper.restore(model, pruner, phases, optimizer, accelerator)
     evaluation_size = recipe.data.evaluation_batch_size or recipe.data.batch_size
     watch = GradientWatch(pruner.attached, steps)
-    prepared.train()
     began = time.perf_counter() - (keeper.seconds_before if keeper else 0.0)
     with graceful_stop() as stop, phases, compile_errors(settings):
         for step in range(start, steps) if chosen is None else chosen:
             moment = phases.step(step)
             weights = [p for group in optimizer.param_groups if group["name"] != "logits" for p in group["params"]]
             ranges = pruner.attention_ranges().values() if moment.begins else ()
-            if moment.begins or moment.phase is Phase.SPARSIFICATION:
-                agree_on_masks(pruner.masks, f"in step {step + 1} ({moment.name} phase)")
             set_learning_rates(optimizer, learning_rate_share(recipe.lr_schedule, step, steps))
             batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
-            loss, parts = _backward(prepared, objective, batches, teacher, weights + pruner.logits, accelerator)
+            loss, parts = _backward(replica.module, objective, batches, teacher, weights + pruner.logits, accelerator)
             must_be_finite(loss, "the loss", moment, recipe)
             watch.look(moment)
             if (settings.clip_norm is not None or pruner.observes) and accelerator.sync_gradients:

@@ -39,6 +39,7 @@ from sapp_cli.training.processes import gather
 from sapp_cli.training.sparse_phases import SparsePhases
 
 VERSION = 2
+NEEDED = {"recipe", "inputs", "processes", "dense", "log_bytes"}
 STEP = re.compile(r"step-(\d{9})")
 
 
@@ -88,8 +89,13 @@ class RunFolder:
         steps = sorted(path for path in self.path.glob("step-*") if STEP.fullmatch(path.name))
         if not steps:
             return None
-        about = read_object(steps[-1] / "state.json", "the run state", CONFIG_LIMIT)
-        if about.get("version") != VERSION:
+        try:
+            about = read_object(steps[-1] / "state.json", "the run state", CONFIG_LIMIT)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{steps[-1]}: the run state cannot be read; remove {self.path} to start anew"
+            ) from error
+        if about.get("version") != VERSION or not about.keys() >= NEEDED:
             raise CheckpointError(
                 f"{steps[-1]}: a run state of another version of sapp; remove {self.path} to start anew"
             )

@@ -21,52 +21,56 @@ LEAST_WEIGHTS = 1 << 16
 """Smaller layers take as long in one form as in the other."""
 MOST_KEPT = {8: 0.7, 4: 0.3}
 """{least side of a block: share of kept blocks up to which computing with these alone was faster, at 8 to 512 tokens}"""
+LOWER = 0.5
+"""Of these shares, where the masked form would be computed in bfloat16, which is twice as fast."""
 LEAST_WORK = 2e8
 """Weights of all such layers times steps of the phase: less is not worth the second that kernels take to compile."""
 BUDGET = 0.05
 """Seconds for measuring one layer, about."""
 
 
-def worth_it(layers: Mapping[str, AttachedLayer], steps: int) -> list[str]:
+def worth_it(layers: Mapping[str, AttachedLayer], steps: int, lower: bool) -> list[str]:
     """Those layers whose kept blocks are better trained by themselves in a phase of so many steps, by the rule.
+
+    `lower`: under autocast to bfloat16.
 
     It was made from measurements on a CPU with AVX-512 (docs/results-runtime.md) and knows nothing of the number of tokens:
     where there are few, the optimizer gains what the products do not.
     """
-    chosen = {name: layer for name, layer in layers.items() if _is_faster(layer)}
+    chosen = {name: layer for name, layer in layers.items() if _is_faster(layer, lower)}
     work = steps * sum(layer.theta.numel() for layer in chosen.values())
-    return list(chosen) if work >= LEAST_WORK and _wide_vectors() else []
+    return list(chosen) if work >= LEAST_WORK and _is_known(lower) else []
 
 
-def _is_faster(layer: AttachedLayer) -> bool:
+def _is_faster(layer: AttachedLayer, lower: bool) -> bool:
     theta, masked = layer.theta, layer.masked
     if not (theta.is_cpu and theta.dtype == torch.float32 and theta.numel() >= LEAST_WEIGHTS):
         return False
     most = next((most for side, most in MOST_KEPT.items() if min(masked.grid.block) >= side), 0.0)
-    return float(masked.keep.float().mean()) <= most
+    return float(masked.keep.float().mean()) <= (most * LOWER if lower else most)
 
 
-def _wide_vectors() -> bool:
-    """True where kernels are generated for vectors of eight floats and more: others were never measured."""
+def _is_known(lower: bool) -> bool:
+    """True for a CPU such as the rule was made from: vectors of eight floats and more, bfloat16 without tiles of its own."""
     if not kernels_work():
         return False
-    from sapp_cli.runtime.isa import host_isas
+    from sapp_cli.runtime.isa import has_tiles, host_isas
 
-    return host_isas()[0].lanes >= 8
+    return host_isas()[0].lanes >= 8 and not (lower and has_tiles())
 
 
-def measured(layers: Mapping[str, AttachedLayer], rows: Mapping[str, int]) -> list[str]:
+def measured(layers: Mapping[str, AttachedLayer], rows: Mapping[str, int], lower: bool) -> list[str]:
     """Those layers for which a step (forward, backward, AdamW) was faster on kept blocks, just now; `rows` of x of each."""
-    return [name for name, layer in layers.items() if name in rows and _was_faster(layer, rows[name])]
+    return [name for name, layer in layers.items() if name in rows and _was_faster(layer, rows[name], lower)]
 
 
-def _was_faster(layer: AttachedLayer, rows: int) -> bool:
-    ways = {form: _step(layer, rows, form) for form in ("masked", "kept-blocks")}
+def _was_faster(layer: AttachedLayer, rows: int, lower: bool) -> bool:
+    ways = {form: _step(layer, rows, form, lower) for form in ("masked", "kept-blocks")}
     seconds = {form: timing.median for form, timing in time_in_turns(ways, budget=BUDGET).items()}
     return seconds["kept-blocks"] < seconds["masked"]
 
 
-def _step(layer: AttachedLayer, rows: int, form: str) -> Callable[[], None]:
+def _step(layer: AttachedLayer, rows: int, form: str, lower: bool) -> Callable[[], None]:
     """A step of a copy of the layer on random numbers, which no other generator is asked for."""
     owner: nn.Module = copy.deepcopy(layer.owner)
     attached = AttachedLayer(layer.layer, owner.parametrizations[layer.attribute][0], owner, layer.attribute)  # type: ignore
@@ -80,7 +84,9 @@ def _step(layer: AttachedLayer, rows: int, form: str) -> Callable[[], None]:
     x.requires_grad_()
 
     def run() -> None:
-        owner(x).backward(dy)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
+            y = owner(x)
+        y.backward(dy.to(y.dtype))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if x.is_cuda:  # a GPU has only been told what to do by now

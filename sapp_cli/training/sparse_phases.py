@@ -2,7 +2,8 @@
 
 While a mask is fixed, the zeros of a masked weight are multiplied, differentiated and kept moments for in vain. So for the
 length of a sparse phase a layer may part with θ: its kept blocks become the parameter that the optimizer moves, forward and
-backward run on them alone (`runtime.kept_product`). Losses are those of the masked form up to the order of sums.
+backward run on them alone (`runtime.kept_product`). Losses are those of the masked form up to the order of sums. Of several
+processes (DDP) all do the same in the same step.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ from sapp_cli.layers import AttachedLayer
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.kept_layer import KeptLayer, can_part
+from sapp_cli.training.processes import agree_on_masks, from_main, is_main
+from sapp_cli.training.replica import Replica
 from sapp_cli.training.sparse_forms import measured, worth_it
 
 
 class SparsePhases:
     """Moves masks, optimizer and layers along the schedule of one run; with it over, the model is as it was, and trained."""
 
-    def __init__(self, pruner: Pruner, optimizer: torch.optim.Optimizer, recipe: Recipe, *, alone: bool) -> None:
-        """`alone`: the run has one process. Several keep the masked form, DDP and FSDP know the parameters of the start; so
-        does a compiled model, which knows the forward passes of then.
-        """
+    def __init__(
+        self, pruner: Pruner, optimizer: torch.optim.Optimizer, recipe: Recipe, replica: Replica | None = None
+    ) -> None:
+        """`replica`: what calls the model in steps, and keeps the masked form where it is fixed; None: the model itself."""
         self._pruner = pruner
         self._optimizer = optimizer
+        self._replica = replica
         self._reset = recipe.optimizer.reset
-        self._form = recipe.train.sparse_phases if alone and not recipe.train.compile else "masked"
+        self._form = "masked" if replica is not None and replica.fixed else recipe.train.sparse_phases
         self._full_precision = recipe.train.precision == "fp32"
         self._layers: dict[str, KeptLayer] = {}
         self._rows: dict[str, int] = {}  # of x, in each layer's last forward pass
@@ -47,17 +51,28 @@ class SparsePhases:
             hook.remove()
 
     def step(self, step: int) -> Moment:
-        """`Pruner.step`, with the layers in the form that the step is computed in."""
+        """`Pruner.step`, with the layers in the form that the step is computed in.
+
+        Raises TrainingError where the processes' masks differ.
+        """
         ahead = self._pruner.schedule.at(step)
         if ahead.begins or ahead.phase is not Phase.SPARSE:  # a rehearsal leaves out steps
             self.leave()
         moment = self._pruner.step(step, self._optimizer if self._reset else None)
+        if moment.begins or moment.phase is Phase.SPARSIFICATION:
+            agree_on_masks(self._pruner.masks, f"in step {step + 1} ({moment.name} phase)")
         if moment.begins and moment.phase is Phase.SPARSE:
-            self.enter(self._chosen(moment))
+            # One choice for all: clocks differ, and so may the machines of several nodes.
+            self.enter(from_main(self._chosen(moment) if is_main() else []))
+        if self._replica is not None:
+            self._replica.train_beside([self._pruner.attached[name].trained for name in self._layers])
         return moment
 
     def enter(self, names: Iterable[str]) -> None:
-        """Part the kept blocks of these layers; the optimizer goes on with them in the place of the whole weights."""
+        """Part the kept blocks of these layers; the optimizer goes on with them in the place of the whole weights.
+
+        Of several processes each does so by itself, the next `step` brings them together.
+        """
         for name in names:
             layer = self._pruner.attached[name]
             theta = layer.theta
@@ -66,7 +81,10 @@ class SparsePhases:
             self._carry_over(theta, layer)
 
     def leave(self) -> None:
-        """Every layer as it would be had it been trained as a whole; the optimizer's state of parted ones is gone."""
+        """Every layer as it would be had it been trained as a whole; the optimizer's state of parted ones is gone.
+
+        Nothing is told to other processes: they may be gone, where this one leaves with an error.
+        """
         for name, parted in self._layers.items():
             layer = self._pruner.attached[name]
             values = layer.trained
@@ -77,17 +95,20 @@ class SparsePhases:
 
     def _chosen(self, moment: Moment) -> list[str]:
         """The layers to part in the phase that begins."""
-        if self._form == "masked" or not self._full_precision:
-            return []  # under autocast a parted layer would put its whole weight together in every step
+        if self._form == "masked":
+            return []
         if moment.dense_ahead and not self._reset:
             return []  # pruned entries have moments of their own, which a dense phase would go on with
-        possible = {name: layer for name, layer in self._pruner.attached.items() if can_part(layer)}
+        lower = not self._full_precision
+        # Under autocast on a GPU a parted layer would put its whole weight together in every step.
+        attached = {name: layer for name, layer in self._pruner.attached.items() if layer.theta.is_cpu or not lower}
+        possible = {name: layer for name, layer in attached.items() if can_part(layer)}
         if self._form == "kept-blocks":
             return list(possible)
         if self._form == "measured":
-            return measured(possible, self._rows)
+            return measured(possible, self._rows, lower)
         phase = next(phase for phase in self._pruner.schedule.phases if phase.start == moment.step)
-        return worth_it(possible, phase.stop - phase.start)
+        return worth_it(possible, phase.stop - phase.start, lower)
 
     def _note_rows(self, name: str, layer: AttachedLayer) -> RemovableHandle:
         def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from sapp_cli.core.schedule import Phase
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.loop import StepRecord
@@ -23,10 +23,11 @@ PHASES = {Phase.DENSE: 0, Phase.SPARSIFICATION: 1, Phase.SPARSE: 2}
 
 
 def require_packages(trackers: Sequence[str]) -> None:
-    """Raise UsageError for a tracker whose package is not installed."""
+    """Raise SettingError for a tracker whose package is not installed."""
     missing = [name for name in trackers if find_spec(name) is None]
     if missing:
-        raise UsageError(f"train.trackers: {missing[0]} needs its package: pip install 'sapp-cli[trackers]'")
+        problem = f"{missing[0]} needs its package: pip install 'sapp-cli[trackers]'"
+        raise SettingError([("train.trackers", problem)])
 
 
 @contextmanager

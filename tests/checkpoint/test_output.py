@@ -133,7 +133,7 @@ def test_what_is_not_overwritten(tmp_path: Path, source: Path) -> None:
         (other / MANIFEST).write_text(text)
         assert not is_output(other)
         assert refusal(other, source, overwrite=True) == message
-    assert refusal(other / "thesis.tex", source, overwrite=True) == message
+    assert refusal(other / "thesis.tex", source, overwrite=True) == "is a file; give a folder with -o"
     assert content(other)["thesis.tex"] == "thesis.tex"
 
 

@@ -148,8 +148,20 @@ def test_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("gpt2", "meta-llama/Llama-3.1-8B"):
         advice = f"a model of the hub? Run `hf download {name}` first, and give the folder it prints"
         assert refusal(name) == f"no such file or folder; {advice}"
-    for name in ("a/b/c", "/gpt2", "../gpt2", "x/model.safetensors", "model.bin"):
+    for name in ("/gpt2", "../gpt2", "model.bin"):
         assert refusal(name) == "no such file or folder"
+    for name, folder in (("a/b/c", "a/b"), ("x/model.safetensors", "x")):
+        assert refusal(name) == f"no such file or folder: there is no folder {folder}"
+    for name in ("https://huggingface.co/meta-llama/Llama-3.1-8B", "http://huggingface.co/gpt/2/tree/main"):
+        model = "/".join(name.split("/")[3:5])
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(name)
+        assert str(caught.value) == (
+            f"{name}: is an address, and sapp reads files; for a model of the hub run `hf download {model}` first, and give "
+            "the folder it prints"
+        )
+    (tmp_path / "model.safetensors").touch()
+    assert refusal("modle.safetensors") == "no such file or folder; nearest: 'model.safetensors'"
 
 
 @pytest.mark.parametrize(

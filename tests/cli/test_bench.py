@@ -13,10 +13,10 @@ from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.cli.bench_table import print_result
 from sapp_cli.errors import UsageError
 from sapp_cli.inputs.models import load_model
-from sapp_cli.pipeline import bench_inputs
+from sapp_cli.pipeline.evaluate import bench_inputs
 from sapp_cli.recipe.load import load_recipe
 from sapp_cli.recipe.schema import ModelSection, PruneSection
-from sapp_cli.runtime import benchmark, example_inputs, load
+from sapp_cli.runtime import bench_forms, example_inputs, load
 from sapp_cli.runtime.bench_results import RandomMask, Settings
 from sapp_cli.runtime.benchmark import bench
 from sapp_cli.runtime.conv_choice import CONV_WAYS
@@ -147,7 +147,7 @@ def test_gpt2_whose_weights_are_stored_in_by_out(tmp_path):
 
 
 def test_outputs_that_differ_are_never_timed(bert, monkeypatch):
-    monkeypatch.setitem(benchmark.TOLERANCES, torch.float32, -1.0)
+    monkeypatch.setitem(bench_forms.TOLERANCES, torch.float32, -1.0)
     with pytest.raises(AssertionError, match="the dense and the block-sparse outputs differ by"):
         bench(bert, Settings((1,), (16,), RandomMask((8, 8), 0.75), seconds=0))
 
@@ -243,9 +243,9 @@ def test_convolutions_have_rows_of_their_own(tmp_path):
     ids=["tensor", "mapping", "nested"],
 )
 def test_the_first_floating_tensor_is_compared(output, expected):
-    assert benchmark.main_output(output)[0] == expected
+    assert bench_forms.main_output(output)[0] == expected
 
 
 def test_an_output_without_floating_tensors_is_refused():
     with pytest.raises(UsageError, match="the model returns a tuple with no floating tensor in it"):
-        benchmark.main_output((torch.zeros(1, dtype=torch.int64), None))
+        bench_forms.main_output((torch.zeros(1, dtype=torch.int64), None))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
+import select
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sapp_cli.cli.shells import SCRIPTS
 
 METHODS = {"sequential-attention", "acdc", "powerprop", "magnitude", "gradual-magnitude"}
 
@@ -61,24 +66,98 @@ def test_only_keys_that_hold_a_value_are_completed(completed):
     assert completed("bash", "sapp plan --set prune.acdc").split() == ["prune.acdc.pruned_weights="]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_for_a_shell(sapp, monkeypatch, shell):
+def test_values_of_a_key_and_the_last_of_a_list_are_completed(completed):
+    assert completed("fish", "sapp plan --set prune.method=ac").split() == ["prune.method=acdc"]
+    assert completed("fish", "sapp plan --set train.compile=").split() == ["train.compile=true", "train.compile=false"]
+    assert completed("fish", "sapp plan --set prune.block_size=").split() == []
+    assert completed("fish", "sapp compare --methods acdc,pow").split() == ["acdc,powerprop"]
+    assert "acdc,acdc" not in completed("fish", "sapp compare --methods acdc,")
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_the_script_for_a_shell_asks_as_typer_answers(sapp, monkeypatch, shell):
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     ran = sapp("--show-completion", shell)
     assert ran.code == 0
-    assert f"_SAPP_COMPLETE=complete_{shell}" in ran.out
+    assert ran.out.strip() == SCRIPTS[shell].strip()
+    asked = "_SAPP_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS="
+    assert ran.out.count(asked) == 1
+    assert not {"{{", "}}", "%%"} & set(re.findall(r"{{|}}(?!\$)|%%(?![$*])", ran.out.replace("}}}", "}")))
+    assert all(ran.out.count(left) == ran.out.count(right) for left, right in ("{}", "[]"))
 
 
-def test_a_real_bash_completes(tmp_path):
-    bash = shutil.which("bash")
-    assert bash, "the project's own scripts need it"
-    script = (
-        'eval "$(sapp --show-completion bash)"; complete -p sapp; '
-        "COMP_WORDS=(sapp prune --method gradual); COMP_CWORD=3; _sapp_completion sapp; echo ${COMPREPLY[@]}"
-    )
-    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+LINES = {
+    "sapp plan -r mod": "models/",
+    "sapp check --of=pruna": "--of=prunable",
+    "sapp report my": "my net.pt",
+}
+"""What is typed, and the last word of it after a Tab; a blank follows unless it is a folder."""
+PROMPT = "ready> "
+END = "X>"
+PATIENCE = 30  # seconds
+START = {
+    "bash": (["--norc", "--noprofile", "-i"], ". ./script"),
+    "zsh": (["-f", "-i"], "autoload -Uz compinit; compinit -u -D; . ./script"),
+}
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_a_real_shell_completes(tmp_path, shell):
+    """In the shell itself where it is installed; where it is not, the test above holds what can be held of the script."""
+    program = shutil.which(shell)
+    if program is None:
+        assert shell != "bash", "the project's own scripts need it"
+        return
+    (tmp_path / "models").mkdir()
+    for name in ("my net.pt", "script"):
+        (tmp_path / name).write_text(SCRIPTS[shell])
+    environment = {**os.environ, "TERM": "dumb", "HOME": str(tmp_path / "models"), "PS1": PROMPT}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    ran = subprocess.run(
-        [bash, "--norc", "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert ran.stdout.splitlines() == ["complete -o default -F _sapp_completion sapp", "gradual-magnitude"]
+    if shell == "fish":
+        asked = "; ".join(f"complete --do-complete '{line}'" for line in LINES)
+        command = [program, "--no-config", "--command", f"source script; {asked}"]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert ran.stdout.replace("\\ ", " ").splitlines() == list(LINES.values())
+        return
+    options, load = START[shell]
+    with Typed([program, *options], tmp_path, environment) as typed:
+        typed.wait_for(PROMPT)
+        typed.line(load)
+        for line, word in LINES.items():
+            shown = typed.line(f"{line}\t")
+            assert f"<{word}{END}" in shown if word.endswith("/") else f"<{word}><{END}" in shown
+
+
+class Typed:
+    """A shell in a terminal."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        self._shell = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, cwd=folder, env=environment, start_new_session=True
+        )
+        os.close(slave)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._shell.kill()
+        self._shell.wait()
+        os.close(self._master)
+
+    def line(self, text: str) -> str:
+        """What is shown after a command, or after words behind which an X is typed; words come in angle brackets."""
+        if text.endswith("\t"):
+            text = f"{text}X\x01printf '<%s>' \x05"  # Ctrl-A and Ctrl-E go to the ends of the line
+        else:
+            text += "; printf '<%s>' X"
+        os.write(self._master, f"{text}\n".encode())
+        return self.wait_for(END)
+
+    def wait_for(self, end: str) -> str:
+        shown = ""
+        while end not in shown:
+            assert select.select([self._master], [], [], PATIENCE)[0], f"no {end} in {shown!r}"
+            shown += os.read(self._master, 4096).decode()
+        return shown

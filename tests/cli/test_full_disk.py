@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sapp_cli import pipeline
 from sapp_cli.errors import ResourceError
+from sapp_cli.pipeline.prune import prune as prune_checkpoint
 from sapp_cli.recipe.load import load_recipe
 
 SETTINGS = ["train.save_steps=20", "train.evaluate_every=null", "train.log_every=1"]
@@ -55,7 +55,7 @@ def limit_restored():
 def prune(digits, out, watcher, **options):
     recipe = load_recipe(str(digits / "recipe.yaml"), SETTINGS)
     with limit_restored():
-        return pipeline.prune(recipe, digits / "dense.safetensors", out, watcher, **options)
+        return prune_checkpoint(recipe, digits / "dense.safetensors", out, watcher, **options)
 
 
 def command(digits, out):

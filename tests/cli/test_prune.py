@@ -1,6 +1,5 @@
 """`sapp prune`, whole: what it writes, what it says, that it repeats, and what it leaves behind when it cannot."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from safetensors.numpy import load_file
 
 from sapp_cli._version import __version__
 from sapp_cli.checkpoint.source import open_checkpoint
+from tests.runs import Running, hashes
 
 
 def prune(sapp, digits, out, *more):
@@ -31,13 +31,6 @@ def output(digits, tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return out, json.loads(ran.stdout), ran.stderr
-
-
-def hashes(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*.safetensors")
-    }
 
 
 def test_out_holds_what_the_contract_says(output):
@@ -130,11 +123,9 @@ def test_one_seed_gives_the_same_bytes_and_another_does_not(output, digits, tmp_
     found = []
     for seed in (0, 1):
         again = tmp_path / str(seed)
-        command = [sys.executable, "-m", "sapp_cli", "prune", str(digits / "dense.safetensors"), "--seed", str(seed)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [*command, "-r", str(digits / "recipe.yaml"), "-o", str(again), "--quiet"], check=True, env=environment
-        )
+        command = ["prune", digits / "dense.safetensors", "-r", digits / "recipe.yaml", "-o", again, "--seed", seed]
+        code, said = Running(tmp_path / "said.log", *map(str, command), "--quiet").finish()
+        assert code == 0, said
         found.append(hashes(again))
     assert found[0] == hashes(out)
     assert found[1] != found[0]

@@ -24,7 +24,7 @@ def other(tmp_path):
 def test_the_table(sapp, out):
     ran = sapp("report", out)
     assert (ran.code, ran.err) == (0, "")
-    assert [line.rstrip() for line in ran.out.splitlines()] == [
+    assert ran.out.splitlines() == [
         "layer                  shape  block  kept / blocks  sparsity  target  dense  sparse",
         "first.weight             4×6    2×2          2 / 6    66.7 %  65.0 %   96 B    52 B",
         "second.weight            3×4      –              –     0.0 %       –   48 B       –",
@@ -42,7 +42,7 @@ def test_orders(sapp, out, order, names):
 
 def test_the_table_against_another(sapp, out, other):
     ran = sapp("report", out, "--against", other)
-    assert [line.rstrip() for line in ran.out.splitlines()[7:]] == [
+    assert ran.out.splitlines()[7:] == [
         f"against {other}",
         "layer         kept in both  only here  only there  change",
         "first.weight             1          1           1    1.14",

@@ -1,13 +1,15 @@
 """`sapp compare`, whole: real runs in processes of their own, kept, repeated, interrupted."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
+
+from sapp_cli.comparing.cells import Cell, Record, Store, Variant
+from sapp_cli.comparing.runs import _end, _Running
+from tests.runs import Running
 
 
 def arguments(digits, out, *more):
@@ -45,7 +47,7 @@ def test_a_comparison_is_made_once(sapp, digits, folder):
     assert wild["failures"][0]["exit_code"] == 6
     assert "training diverged" in wild["failures"][0]["error"]
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("cells", "comparison.csv", "comparison.json", "comparison.md"),
+        *("cells", "comparison.csv", "comparison.html", "comparison.json", "comparison.md"),
         *("cost.png", "cost.svg", "sparsity.png", "sparsity.svg"),
     ]
     assert json.loads((folder / "comparison.json").read_text()) == ran.json
@@ -64,6 +66,44 @@ def test_a_comparison_is_made_once(sapp, digits, folder):
     assert shown.out.startswith("method,block,")
 
 
+def wait_for(log, words=""):
+    """Until the log is there, with these words in it."""
+    for _ in range(600):
+        if log.is_file() and words in log.read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no '{words}' in {log}")
+
+
+def test_a_sigterm_says_what_is_done_and_how_to_go_on(digits, folder, tmp_path):
+    before = (folder / "comparison.json").read_bytes()
+    command = map(str, arguments(digits, folder, *TWO, *SHORT[2:], "--sparsity", "0.9,0.5"))
+    running = Running(tmp_path / "said.log", *command)
+    wait_for(folder / "cells" / "calm-block8-sparsity0.5-seed0.log")
+    running.send(signal.SIGTERM)
+    code, said = running.finish()
+    assert code == 143, said
+    assert said.splitlines() == [
+        "2 of 4 cells are there already",
+        "sapp: interrupted; 2 of 4 cells are done, the same command goes on",
+    ]
+    assert (folder / "comparison.json").read_bytes() == before
+    assert not (folder / "cells" / "calm-block8-sparsity0.5-seed0").exists()
+
+
+@pytest.mark.parametrize(("code", "kept"), [(0, 0), (6, 6), (130, None)])
+def test_a_cell_that_comes_to_its_own_end_while_it_is_told_to_stop_is_kept(tmp_path, code, kept):
+    store, cell = Store(tmp_path), Cell(Variant("norm", "magnitude"), "8", 0.5, 0, "hash")
+    store.note(cell, Record("hash"))
+    store.log(cell).write_text("step 3/20\nerror: the loss is nan\n")
+    script = f"trap 'exit {code}' INT; echo ready; while :; do sleep 0.02; done"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        _end([_Running(cell, process, time.monotonic())], store)
+    assert store.record(cell).exit_code == kept
+    assert store.record(cell).error == ("the loss is nan" if kept == 6 else "")
+
+
 def test_an_interrupted_comparison_goes_on(sapp, digits, tmp_path):
     long = (
         "--methods",
@@ -77,19 +117,13 @@ def test_an_interrupted_comparison_goes_on(sapp, digits, tmp_path):
         "--set",
         "train.log_every=1",
     )
-    command = [sys.executable, "-m", "sapp_cli", *map(str, arguments(digits, tmp_path / "out", *long))]
-    running = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    running = Running(tmp_path / "said.log", *map(str, arguments(digits, tmp_path / "out", *long)))
     log = tmp_path / "out" / "cells" / "magnitude-block8-sparsity0.5-seed0.log"
-    for _ in range(600):
-        if log.is_file() and "step 1/150" in log.read_text():
-            break
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    stderr = running.communicate(timeout=60)[1].decode()
-    assert running.returncode == 130, stderr
-    assert stderr == "sapp: interrupted; 0 of 1 cells are done, the same command goes on\n"
+    wait_for(log, "step 1/150")
+    running.send(signal.SIGINT)
+    code, said = running.finish()
+    assert code == 130, said
+    assert said == "sapp: interrupted; 0 of 1 cells are done, the same command goes on\n"
     assert "the state is saved" in log.read_text()
     ran = sapp(*arguments(digits, tmp_path / "out", *long, "--json"))
     assert ran.code == 0, ran.err

@@ -35,6 +35,32 @@ def test_the_clip_stops_at_the_density_and_its_inverse():
     torch.testing.assert_close(attention_mask(logits, 0.5), tensor([[2.0, 0.5, 0.5, 0.5]]))
 
 
+@pytest.mark.parametrize("density", [None, 0.5, 0.9])
+def test_the_attention_mask_has_the_gradient_of_its_formula(density):
+    # By autograd from n·softmax(L), clamped; with the clamp at 0.9 most blocks are beyond it, and pass nothing on.
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    trained = torch.rand(3, 5, generator=generator) < 0.6
+    per_block = torch.randn(3, 5, dtype=torch.float64, generator=generator)
+    formula = 15 * torch.softmax(torch.where(trained, logits, logits.detach()).flatten(), 0).view(3, 5)
+    if density is not None:
+        formula = formula.clamp(density, 1 / density)
+    (expected,) = torch.autograd.grad((formula * per_block).sum(), logits)
+    mask = attention_mask(logits, density, trained)
+    (gradient,) = torch.autograd.grad((mask * per_block).sum(), logits)
+    torch.testing.assert_close(mask, formula)
+    torch.testing.assert_close(gradient, expected)
+    assert (gradient[~trained] == 0).all()
+    assert (gradient[trained] != 0).any()
+
+
+def test_the_attention_mask_has_gradients_of_gradients():
+    logits = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: attention_mask(x, None), logits)
+    assert torch.autograd.gradgradcheck(lambda x: attention_mask(x, None), logits)
+    assert torch.autograd.gradgradcheck(lambda x: attention_mask(x, 0.7), logits)
+
+
 def test_spread_and_norms_on_a_ragged_grid():
     grid = BlockGrid((3, 5), (2, 3))
     per_block = tensor([[1.0, 2.0], [3.0, 4.0]])

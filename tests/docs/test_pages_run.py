@@ -38,6 +38,7 @@ SHORTER = {
     ("plan", "./my-vit"): "--steps 10 --set prune.min_blocks=36",
     ("prune", "./my-vit"): "--steps 10 --set prune.min_blocks=36 --set data.batch_size=2 --set data.workers=0",
     ("eval", "./my-vit-80/sparse"): "--set data.workers=0",
+    ("bench", "runs/demo/pruned"): "--seconds 0.01",
     ("bench", "runs/minilm"): "--seconds 0.01 --sequence-length 8",
 }
 """What is added to a command: fewer steps, and layers of the tiny classifier taken in."""

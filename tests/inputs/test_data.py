@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from sapp_cli.errors import DataError, UsageError
 from sapp_cli.inputs.data import load_data
+from sapp_cli.inputs.rows import StreamedRows
 from sapp_cli.recipe.schema import DataSection, ObjectiveSection
 
 
@@ -152,7 +153,7 @@ def test_images(pictures):
     assert batch["targets"].tolist() == dark.long().tolist()
     with pytest.raises(UsageError) as error:
         load({"files": {"train": str(pictures)}}, "causal-lm", None, config)
-    assert str(error.value) == "objective.task causal-lm needs texts, and the rows are images (column 'image')"
+    assert str(error.value) == "objective.task: causal-lm needs texts, and the rows are images (column 'image')"
 
 
 def test_the_same_images_in_a_table(pictures, tmp_path):
@@ -191,7 +192,7 @@ def test_no_files():
         with pytest.raises(UsageError) as error:
             load({"source": source}, "classification")
         assert str(error.value) == (
-            "data.files.train is missing: name the file with the rows, a list of files or a pattern"
+            "data.files.train: missing; name the file with the rows, a list of files or a pattern"
         )
 
 
@@ -199,7 +200,7 @@ def test_a_package_that_is_not_installed(reviews, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UsageError) as error:
         load(reviews, "classification")
-    assert str(error.value) == "data.source datasets needs the package PIL: pip install 'sapp-cli[hf]'"
+    assert str(error.value) == "data.source: datasets needs the package PIL: pip install 'sapp-cli[hf]'"
 
 
 FACTORY = """
@@ -213,6 +214,8 @@ class Squares(Dataset):
         return self.count
     def __getitem__(self, index):
         return {"inputs": torch.tensor([float(index)]), "targets": torch.tensor(float(index**2))}
+    def take(self, count):
+        return list(range(count))  # as datasets of Hugging Face have it: not the method of rows that are streamed
 
 def data(count):
     return {"train": Squares(count), "validation": Squares(2)}
@@ -256,6 +259,7 @@ def test_rows_of_a_factory(factory):
     sets = load({"source": "factory", "factory": f"{factory}:data", "kwargs": {"count": 4}}, "regression")
     assert sets.collate([sets.train[2], sets.train[3]])["targets"].tolist() == [4.0, 9.0]
     assert sets.description == f"training: 4 rows of {factory}:data; validation: 2 rows of it"
+    assert not isinstance(sets.train, StreamedRows)
     collated = load({"source": "factory", "factory": f"{factory}:collated"}, "regression")
     assert collated.collate([collated.train[1]])["inputs"].tolist() == [0.0]
 
@@ -263,20 +267,23 @@ def test_rows_of_a_factory(factory):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_dict", ' returned tuple; it has to return {{"train": Dataset, "validation": Dataset}}'),
+        ("no_dict", ': returned a value of type tuple; it has to return {{"train": Dataset, "validation": Dataset}}'),
         (
             "other_names",
-            ' returned a dict of train, valid; it has to return {{"train": Dataset, "validation": Dataset}}',
+            ': returned a dict of train, valid; it has to return {{"train": Dataset, "validation": Dataset}}',
         ),
-        ("too_much", " returned 'colate', which means nothing here; nearest: 'collate'"),
+        ("too_much", ": returned 'colate', which means nothing here; nearest: 'collate'"),
         ("no_rows", ": 'train' has no rows"),
-        ("a_stream", ": 'train' is a list_iterator; it needs len() and [index], as torch.utils.data.Dataset has them"),
-        ("pairs", ": 'train': a row has to be a dict of tensors, not a tuple"),
-        ("numbers", ": 'train': a row has to be a dict of tensors; targets is a int"),
-        ("no_function", ": 'collate' is a int, not a function of a list of rows"),
+        (
+            "a_stream",
+            ": 'train' is of type list_iterator; it needs len() and [index], as torch.utils.data.Dataset has them",
+        ),
+        ("pairs", ": 'train': row 0 is a value of type tuple, not a dict of tensors"),
+        ("numbers", ": 'train': row 0 is not a dict of tensors: targets is of type int"),
+        ("no_function", ": 'collate' is a value of type int, not a function of a list of rows"),
     ],
 )
 def test_factories_that_return_something_else(factory, name, message):
     with pytest.raises(DataError) as error:
         load({"source": "factory", "factory": f"{factory}:{name}"}, "regression")
-    assert str(error.value) == f"data.factory {factory}:{name}{message.format()}"
+    assert str(error.value) == f"data.factory: '{factory}:{name}'{message.format()}"

@@ -24,9 +24,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(folder):
 def test_nothing_named():
     with pytest.raises(UsageError) as error:
         find_files(None, "data.files.train")
-    assert str(error.value) == (
-        "data.files.train is missing: name the file with the rows, a list of files or a pattern"
-    )
+    assert str(error.value) == ("data.files.train: missing; name the file with the rows, a list of files or a pattern")
 
 
 def test_all_that_is_missing_is_said_at_once(folder):

@@ -106,7 +106,9 @@ def test_nothing_says_how_to_build_the_model(tmp_path):
 
 def test_a_factory_that_returns_no_module(tmp_path, factory):
     save_file(state(), tmp_path / "net.safetensors")
-    with pytest.raises(UsageError, match=r"model\.factory: .*net\.py:nothing returned a int, not a torch\.nn\.Module"):
+    with pytest.raises(
+        UsageError, match=r"model\.factory: .*net\.py:nothing': returned a value of type int, not a torch\.nn\.Module"
+    ):
         load_model(
             open_checkpoint(tmp_path / "net.safetensors"), ModelSection(factory=factory.replace(":net", ":nothing"))
         )

@@ -58,7 +58,7 @@ def test_formats_nobody_can_tell(tmp_path):
     assert file_format("csv", [tmp_path / "x"], "data.files.train") == "csv"
     with pytest.raises(UsageError) as error:
         file_format(None, [tmp_path / "x.json", tmp_path / "x.csv"], "data.files.train")
-    assert str(error.value) == "data.files.train mixes formats (csv, json); use one"
+    assert str(error.value) == "data.files.train: mixes formats (csv, json); use one"
 
 
 @pytest.mark.parametrize(
@@ -101,16 +101,16 @@ def test_columns_that_are_not_there(pairs, tmp_path):
     with pytest.raises(DataError) as error:
         choose_columns(pairs, ColumnsSection(text="sentence", label="lable"), needs_label=True)
     assert str(error.value).splitlines() == [
-        f"{pairs.origin} has no column 'sentence' (data.columns.text); nearest: 'sentence2'",
-        f"{pairs.origin} has no column 'lable' (data.columns.label); nearest: 'label'",
+        f"data.columns.text: {pairs.origin} has no column 'sentence'; nearest: 'sentence2'",
+        f"data.columns.label: {pairs.origin} has no column 'lable'; nearest: 'label'",
         "  its columns: sentence1, sentence2, label",
     ]
     other = table_of(tmp_path / "x.csv", "body,verdict\na,1\n")
     with pytest.raises(DataError) as error:
         choose_columns(other, ColumnsSection(), needs_label=True)
     assert str(error.value).splitlines() == [
-        f"{other.origin} has no column that is usually the text; name it in data.columns.text",
-        f"{other.origin} has no column that is usually the label; name it in data.columns.label",
+        f"data.columns.text: {other.origin} has no column that is usually the text; name the right one",
+        f"data.columns.label: {other.origin} has no column that is usually the label; name the right one",
         "  its columns: body, verdict",
     ]
     columns = choose_columns(pairs, ColumnsSection(), needs_label=True)
@@ -132,7 +132,7 @@ def test_a_text_column_holds_text(pairs, tmp_path):
     assert str(error.value) == f"{pairs.origin}: column 'label' holds large_string, not images"
     with pytest.raises(UsageError) as error:
         choose_columns(pairs, ColumnsSection(image="label", text="sentence1"), needs_label=False)
-    assert str(error.value) == "data.columns.text and data.columns.image are both set; a row is a text or an image"
+    assert str(error.value) == "data.columns: text and image are both set; a row is a text or an image"
 
 
 def test_an_image_folder_has_a_class_a_subfolder(tmp_path):

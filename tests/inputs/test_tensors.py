@@ -120,7 +120,8 @@ def wrong(name, message, task="classification", **arrays):
         ),
         wrong(
             "one-hot labels",
-            "{path}: 'targets' has shape (2, 2); objective.task classification takes one label a row",
+            "{path}: 'targets' has shape (2, 2); objective.task classification takes one label a row: the "
+            "number of its class",
             inputs=np.zeros((2, 1)),
             targets=np.int64([[0, 1], [1, 0]]),
         ),
@@ -150,7 +151,9 @@ def test_objects_are_never_unpickled(tmp_path):
     path = npz(tmp_path / "x.npz", inputs=np.array([{"a": 1}], dtype=object), targets=np.int64([0]))
     with pytest.raises(DataError) as error:
         load(path)
-    assert str(error.value) == f"{path} cannot be read: Object arrays cannot be loaded when allow_pickle=False"
+    assert str(error.value) == (
+        f"{path}: 'inputs' holds Python objects, which are not read; save one array of numbers, its rows of equal length"
+    )
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.safetensors"])
@@ -171,7 +174,7 @@ def test_other_endings_and_tasks(tmp_path, rows):
     with pytest.raises(UsageError) as error:
         load(rows, task="masked-lm")
     assert str(error.value) == (
-        "objective.task masked-lm masks tokens itself and needs the tokenizer: use data.source datasets"
+        "objective.task: masked-lm masks tokens itself and needs the tokenizer; use data.source: datasets"
     )
 
 

@@ -84,7 +84,7 @@ def test_what_cannot_be_packed(table, gpt, bert):
     with pytest.raises(UsageError) as error:
         pack(table, "text", load_tokenizer(gpt), 1, range(4))
     assert str(error.value) == (
-        "data.max_length 1: a piece of one token predicts nothing; objective.task causal-lm needs 2"
+        "data.max_length: 1 is too small; a piece of one token predicts nothing, so objective.task causal-lm needs 2"
     )
 
 
@@ -127,7 +127,7 @@ def test_folders_without_a_tokenizer(tmp_path, bert):
     with pytest.raises(UsageError) as usage:
         load_tokenizer(None)
     assert str(usage.value) == (
-        "texts need the checkpoint's tokenizer: give a Hugging Face folder, or data.source tensors or factory"
+        "data.source: texts need the checkpoint's tokenizer: give a Hugging Face folder, or take source tensors or factory"
     )
     folder = tmp_path / "model"
     folder.mkdir()
@@ -151,4 +151,4 @@ def test_more_tokens_than_positions():
     for key in ("max_position_embeddings", "n_positions"):
         with pytest.raises(UsageError) as error:
             require_positions(513, {key: 512})
-        assert str(error.value) == f"data.max_length 513 is more than the model's 512 positions ({key} of config.json)"
+        assert str(error.value) == f"data.max_length: 513 is more than the model's 512 positions ({key} of config.json)"

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from sapp_cli.core.masks import as_matrix
 from sapp_cli.core.schedule import Phase
 from sapp_cli.errors import SettingError, UsageError
-from sapp_cli.pruner import FISHER_DECAY, Pruner
+from sapp_cli.pruner.pruner import FISHER_DECAY, Pruner
 
 METHODS = ["sequential-attention", "acdc", "powerprop", "magnitude", "gradual-magnitude"]
 LAYERS = {

@@ -13,15 +13,18 @@ RUN = {
 FOREIGN = {"sapp_version": "1.2", "metrics": {}}
 
 
-def report(kept):
+def report(kept, applications=None):
     layout = MatrixLayout("linear", (8, 8))
     pruned = kept < 4
-    facts = LayerFacts("a.weight", (8, 8), 4, True, pruned, "", layout, BlockGrid((8, 8), (4, 4)))
+    grid = BlockGrid((8, 8), (4, 4))
+    facts = LayerFacts("a.weight", (8, 8), 4, True, pruned, "", layout, grid, applications=applications)
     return make_report([facts], lambda layer: Counts(kept, kept * 16), 0, 0, 0)
 
 
-def card(tmp_path, *, kept=1, manifest=RUN, sizes=(1000, 1000, 300), architecture=None, companions=()):
-    write_card(tmp_path, "mine", report(kept), manifest, FileSizes(*sizes), architecture, companions)
+def card(
+    tmp_path, *, kept=1, manifest=RUN, sizes=(1000, 1000, 300), architecture=None, companions=(), applications=None
+):
+    write_card(tmp_path, "mine", report(kept, applications), manifest, FileSizes(*sizes), architecture, companions)
     return (tmp_path / "README.md").read_text()
 
 
@@ -37,6 +40,19 @@ def test_a_run(tmp_path):
     assert 'model = sapp.load(model, "mine")' in text
     assert "[README.source.md](README.source.md)" in text
     assert "\n\n\n" not in text
+
+
+def test_what_is_left_to_compute(tmp_path):
+    text = card(tmp_path, applications=100)
+    assert "| multiply-adds of the weights, one example | 6.40 k | 1.60 k |\n| dense file |" in text
+    assert "| `a.weight` | 1 / 4 | 75.0 % | 6.40 k → 1.60 k | 100.0 % |\n| all layers |" in text
+    assert "\n\n\n" not in text
+    _, layers, after = text.partition("\n\n## Layers\n\n")
+    assert layers
+    assert "\n\n## How to load it\n\n" in after
+    unknown = card(tmp_path)
+    assert "multiply-adds" not in unknown
+    assert "\n\n\n" not in unknown
 
 
 def test_a_hugging_face_model_loads_with_its_auto_class(tmp_path):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sapp_cli.errors import UsageError
-from sapp_cli.recipe.factory import load_factory
+from sapp_cli.errors import SettingError
+from sapp_cli.recipe.factory import call_factory, load_factory
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def message(factory: str, key: str = "model.factory") -> str:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(SettingError) as caught:
         load_factory(factory, key)
     return str(caught.value)
 
@@ -61,6 +61,12 @@ def test_a_file_imports_what_lies_beside_it_but_hides_nothing_installed(tmp_path
     assert load_factory(f"{file}:later")() == 3
 
 
+def test_what_it_prints_is_no_data(tmp_path, capsys):
+    file = write(tmp_path / "m.py", "print('imported')\ndef build(): print('called')\n")
+    call_factory(f"{file}:build", {}, "model.factory")
+    assert capsys.readouterr() == ("", "imported\ncalled\n")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -90,7 +96,8 @@ def test_what_is_named_but_not_there(tmp_path, monkeypatch):
     assert message("m.py:depth") == (
         "model.factory: 'm.py:depth': 'depth' is a value of type int; a factory is a function or a class"
     )
-    assert message("n.py:f", "data.factory") == "data.factory: 'n.py:f': there is no such file"
+    assert message("n.py:f", "data.factory") == "data.factory: 'n.py:f': there is no such file; nearest: 'm.py'"
+    assert message("none/n.py:f") == "model.factory: 'none/n.py:f': there is no such file"
     assert message("no_such_package.models:f") == (
         "model.factory: 'no_such_package.models:f': there is no module 'no_such_package'; install it, or name a file "
         "beside the recipe: file.py:callable"

@@ -98,6 +98,16 @@ def write_output(folder: Path, dense: bool = True, sparse: bool = True) -> Path:
     return folder
 
 
+def count_work(folder: Path) -> Path:
+    """The output of a run that saw its model at work: each weight is applied ten times to an example."""
+    path = folder / "sparsity.json"
+    document = json.loads(path.read_text())
+    for entry in document["layers"]:
+        entry["multiply_adds"] = 10 * int(np.prod(entry["shape"]))
+    path.write_text(json.dumps(document))
+    return folder
+
+
 def write_manifest(folder: Path, **changes: Any) -> None:
     """The manifest of a run, with the hashes of the weight files that are there."""
     files = sorted(folder.rglob("*.safetensors"))

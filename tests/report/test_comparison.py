@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapp_cli.checkpoint.block_sparse import to_matrix
@@ -60,6 +60,7 @@ def test_changes_at_the_edges(tmp_path, here, there, change):
     assert found.layers[0].change == change
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(["linear", "transposed", "conv"]),
     shape=st.tuples(st.integers(1, 9), st.integers(1, 7), st.integers(1, 3)),

@@ -1,11 +1,9 @@
 """The page: its figures, its pictures, its safety; what it looks like was judged in a browser."""
 
 import base64
-import hashlib
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -21,51 +19,10 @@ from sapp_cli.report.measure import measure
 from sapp_cli.report.run import read_run
 from sapp_cli.report.sparsity import LayerFacts
 from tests.checkpoint.files import save_floats
-from tests.report.outputs import MANIFEST, write_manifest, write_output
+from tests.report.outputs import MANIFEST, count_work, write_manifest, write_output
+from tests.report.pages import Page, assert_self_contained
 
 HOSTILE = 'x"><script>alert(1)</script><img src=x onerror=alert(1)>${{7*7}}.weight'
-VOID = {"meta", "img", "wbr", "br"}
-
-
-class Page(HTMLParser):
-    """A page taken apart: every tag must be closed, every id be there once."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.cells, self.rows = [], [], None, []
-        self.text, self.of = "", {}
-        self.feed(text)
-        self.close()
-        assert not self.open
-        ids = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
-        assert len(ids) == len(set(ids))
-        self.ids = set(ids)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.text += data
-        for tag in self.open:
-            self.of[tag] = self.of.get(tag, "") + data
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data.strip()
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def page_of(path, name="out"):
@@ -110,6 +67,24 @@ def test_the_table_is_a_table(page):
     assert {attributes["scope"] for attributes in page.all("th")} == {"col", "row"}
 
 
+def test_multiply_adds_and_shares_where_the_run_knows_them(tmp_path, text):
+    page = Page(page_of(count_work(write_output(tmp_path / "out"))))
+    assert [row[-2:] for row in page.rows] == [
+        ["mult-adds", "share"],
+        ["80of 240", "40.0 %"],  # 2 blocks of 4 entries, ten times
+        ["120of 120", "60.0 %"],
+        ["", ""],
+        ["", ""],
+        ["200of 360", ""],
+    ]
+    assert "multiply-adds of an example360 → 2001.8× fewer" in page.text.replace("\N{NO-BREAK SPACE}", " ").replace(
+        "\n", ""
+    )
+    values = [attributes.get("data-value") for tag, attributes in page.tags if tag == "td"]
+    assert values[7:9] == ["80", "0.4"]
+    assert "ultiply-adds" not in text
+
+
 def test_a_pixel_of_the_picture_is_a_block(page):
     (image,) = page.all("img")
     assert image["alt"] == "Kept blocks of first.weight: 2 of 6 blocks kept; 2×3 blocks of 2×2"
@@ -136,13 +111,7 @@ def test_drawings_are_named_and_described_and_take_their_colours_from_the_page(t
 
 
 def test_nothing_is_fetched_and_only_our_script_runs(text, page):
-    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
-    assert "@import" not in text
-    assert "url(http" not in text
-    (policy,) = [tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
-    script = re.search(r"<script>(.*)</script>", text, re.DOTALL)[1]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert_self_contained(text, page)
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
 
 

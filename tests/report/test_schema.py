@@ -9,7 +9,7 @@ import pytest
 
 from sapp_cli.report.schema import sparsity_schema
 from tests.checkpoint.files import save_floats
-from tests.report.outputs import write_output
+from tests.report.outputs import count_work, write_output
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs/sparsity.schema.json"
 
@@ -31,6 +31,13 @@ def test_reports_fit(validator, sapp, tmp_path):
     out = write_output(tmp_path / "out")
     for arguments in ([foreign], [out], [out, "--against", foreign], [out / "sparse", "--block-size", "1x2"]):
         validator.validate(sapp("report", *arguments, "--json").json)
+
+
+def test_what_is_left_to_compute_fits(validator, sapp, tmp_path):
+    document = sapp("report", count_work(write_output(tmp_path / "out")), "--json").json
+    validator.validate(document)
+    assert [layer["multiply_adds_share"] for layer in document["layers"]] == [0.4, 0.6]
+    assert (document["model"]["multiply_adds"], document["model"]["kept_multiply_adds"]) == (360, 200)
 
 
 def test_plans_fit(validator, sapp, digits):

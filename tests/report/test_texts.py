@@ -10,9 +10,9 @@ from sapp_cli.report.comparison import compare
 from sapp_cli.report.inspect import layer_facts
 from sapp_cli.report.measure import measure
 from sapp_cli.report.run import read_run
-from sapp_cli.report.texts import as_csv, as_markdown
+from sapp_cli.report.texts import as_csv, as_markdown, work_markdown
 from tests.checkpoint.files import save_floats
-from tests.report.outputs import write_output
+from tests.report.outputs import count_work, write_output
 
 HOSTILE = 'a|b`<img src=x onerror=alert(1)>\n## "weight'
 
@@ -52,6 +52,21 @@ def test_markdown_of_an_output(tmp_path):
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         "| `first.weight` | 4×6 | 2×2 | 2 / 6 | 66.7 % | 65.0 % | 96 B | 52 B |\n"
         "| `second.weight` | 3×4 | – | – | 0.0 % | – | 48 B | – |\n"
+    )
+
+
+def test_multiply_adds_where_the_run_knows_them(tmp_path):
+    _, _, report = report_of(count_work(write_output(tmp_path / "out")))
+    heads, first, second = csv.reader(io.StringIO(as_csv(report)))
+    assert heads[-3:] == ["multiply_adds", "kept_multiply_adds", "multiply_adds_share"]
+    assert (first[-3:], second[-3:]) == (["240", "80", "0.4"], ["120", "120", "0.6"])
+    assert "| multiply-adds of an example | 360 → 200 |\n" in as_markdown("out", report, None, None)
+    assert work_markdown(report) == (
+        "| layer | kept / blocks | sparsity | multiply-adds of an example | share |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| `first.weight` | 2 / 6 | 66.7 % | 240 → 80 | 40.0 % |\n"
+        "| `second.weight` | – | 0.0 % | 120 → 120 | 60.0 % |\n"
+        "| all layers |  |  | 360 → 200 |  |"
     )
 
 

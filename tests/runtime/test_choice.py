@@ -75,6 +75,12 @@ def test_turns_alternate_and_every_way_has_as_many():
     assert {len(timing.seconds) for timing in timings.values()} == {3}
 
 
+def test_another_clock():
+    ticks = iter(range(100))
+    timing = time_in_turns({"a": lambda: None}, budget=0.0, least_turns=3, sample=0.0, clock=lambda: next(ticks))["a"]
+    assert timing.seconds == (1.0, 1.0, 1.0)
+
+
 def test_what_a_turn_has_started_is_waited_for_once():
     """A device that is told what to do, and does it later: calls return at once, waiting takes the time of all of them."""
     told = []

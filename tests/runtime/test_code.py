@@ -68,6 +68,16 @@ def test_long_block_rows_of_one_vector_are_multiplied_by_vectors_of_rows(isa, bl
     assert {shape.height for shape in shapes} == {block[0]}  # stored in one way
 
 
+@pytest.mark.parametrize(
+    ("block", "bf16", "group"), [((8, 8), False, 2), ((16, 16), False, 1), ((8, 8), True, 4)], ids=str
+)
+def test_block_rows_that_are_long_are_written_four_cache_lines_at_a_time(block, bf16, group):
+    short, long = (kernel_shape(AVX512, block, bf16=bf16, long_rows=long) for long in (False, True))
+    assert long.group == 4 * group  # times the outputs of a block, times their bytes: 256
+    assert long.slots * long.slot_width * long.arithmetic.stored_bytes == 256
+    assert short.row_vectors == 0 or short.group == group
+
+
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_neon_code_is_made_and_verified(bf16):
     machine, module = optimized(kernel_shape(NEON, (16, 16), bf16=bf16), openmp=True)

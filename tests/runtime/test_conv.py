@@ -14,7 +14,7 @@ from sapp_cli.checkpoint.block_sparse import encode
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime import conv_products
+from sapp_cli.runtime import conv_slabs
 from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.conv_geometry import ConvGeometry, Windows, channels_last
 from sapp_cli.runtime.linear import BlockSparseLinear
@@ -92,8 +92,8 @@ def test_every_shape_gives_the_exact_convolution_within_its_bound(case):
     conv, block, x, way, rows = case
     sparse = BlockSparseConv.from_dense(conv, block, way)
     with pytest.MonkeyPatch.context() as patch:  # small slabs, so that images are cut on every axis
-        patch.setattr(conv_products, "SLAB_BYTES", 0)
-        patch.setattr(conv_products, "LEAST_SLAB_ROWS", rows)
+        patch.setattr(conv_slabs, "SLAB_BYTES", 0)
+        patch.setattr(conv_slabs, "LEAST_SLAB_ROWS", rows)
         assert_near_exact(sparse(x), x, conv)
     assert torch.equal(sparse.weight, conv.weight)
 

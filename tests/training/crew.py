@@ -18,7 +18,7 @@ from datetime import timedelta
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["torch", "torch._dynamo", "accelerate", "sapp_cli.pipeline", "sapp_cli.cli.main", __name__]
+    ["torch", "torch._dynamo", "accelerate", "sapp_cli.pipeline.prune", "sapp_cli.cli.main", __name__]
 )
 SECONDS = 90
 

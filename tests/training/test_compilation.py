@@ -79,7 +79,7 @@ def test_what_cannot_be_compiled_ends_the_run_in_one_line(monkeypatch):
         run(recipe(train={"compile": True}))
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("train.compile: torch cannot compile this model (")
-    assert str(error.value).endswith("); leave --compile out")
+    assert str(error.value).endswith("); leave it out")
 
 
 def test_a_missing_compiler_is_noticed_before_anything_is_read(sapp, tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_a_missing_compiler_is_noticed_before_anything_is_read(sapp, tmp_path, m
     ran = sapp("prune", tmp_path, "-r", "digits", "--compile", "--device", "cpu", "-o", tmp_path / "out")
     assert ran.code == 2
     assert ran.err == (
-        "error: train.compile: torch.compile needs a C++ compiler on a CPU, and there is no 'no-such-compiler'; install one, "
-        "name it in the environment as CXX, or leave --compile out\n"
+        "error: --compile: train.compile: torch.compile needs a C++ compiler on a CPU, and there is no 'no-such-compiler'; "
+        "install one, name it in the environment as CXX, or leave it out\n"
     )
     assert list(tmp_path.iterdir()) == []

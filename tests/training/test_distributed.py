@@ -263,7 +263,7 @@ def test_metrics_count_every_row_once_also_where_a_process_has_none(rows):
         assert end.value[1] == alone
 
 
-def diverging():
+def diverging(prune=None):
     """A run in which one process comes to see its weights differently before the masks are decided."""
 
     def on_step(pruner, record):
@@ -271,7 +271,7 @@ def diverging():
             with torch.no_grad():
                 pruner.attached["first.weight"].theta.mul_(torch.linspace(1, 2, 16))
 
-    return run(recipe(), on_step=on_step)
+    return run(recipe(prune=prune or {}), on_step=on_step)
 
 
 def test_masks_that_differ_are_noticed_in_the_step_they_are_decided_in():

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from tests.runs import losses, write_job
 from tests.training.crew import run_processes
 
 NETWORK = """
@@ -43,14 +43,7 @@ prune: {block_size: 8, sparsity: 0.7, min_blocks: 20, phases: paper}
 @pytest.fixture(scope="module")
 def job(digits, tmp_path_factory):
     """A folder with checkpoint and recipe."""
-    folder = tmp_path_factory.mktemp("distributed")
-    (folder / "net.py").write_text(NETWORK)
-    (folder / "recipe.yaml").write_text(RECIPE.replace("DATA", str(digits / "data")))
-    scope: dict[str, object] = {}
-    exec(NETWORK, scope)
-    torch.manual_seed(0)
-    save_file(scope["Net"]().state_dict(), folder / "net.safetensors")
-    return folder
+    return write_job(tmp_path_factory.mktemp("distributed"), digits, NETWORK, "Net", RECIPE)
 
 
 def arguments(job, out, *more):
@@ -70,11 +63,6 @@ def sapp(command, stop_at: Path | None = None):
         threading.Thread(target=send, daemon=True).start()
     sys.argv = ["sapp", *command]
     main()
-
-
-def losses(out):
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line.get("loss"), line.get("metrics")) for line in lines]
 
 
 ENGINES = {"DDP": [], "FSDP2": ["--set", "train.shard=true"]}

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sapp_cli import pipeline
 from sapp_cli.errors import Interrupted
+from sapp_cli.pipeline.prune import prune
 from sapp_cli.recipe.load import load_recipe
+from tests.runs import Interrupting
 from tests.training.crew import run_processes
 from tests.training.test_distributed import assert_same, recipe, run
 
@@ -47,21 +46,6 @@ def test_clipping_does_not_change_what_is_gathered():
     assert all(torch.equal(keep, free[2][name]) for name, keep in clipped[2].items())
 
 
-class Interrupting:
-    """A watcher that presses Ctrl-C after one step."""
-
-    def __init__(self, step=None):
-        self._step = step
-
-    def say(self, text): ...
-
-    def detail(self, text): ...
-
-    def step(self, record):
-        if record.moment.step == self._step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 # In the dense phase, and in the sparsification phase.
 @pytest.mark.parametrize(("step", "allocation"), [(2, "parameters"), (15, "multiply-adds")])
 def test_an_interrupted_run_ends_with_the_same_bytes(digits, tmp_path, step, allocation):
@@ -76,10 +60,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(digits, tmp_path, step, all
     ]
     sets = [*sets[:-1], sets[-1] + "last_round: 0.4, final_sparse: 0.4}"]
     settings = load_recipe(digits / "recipe.yaml", sets)
-    pipeline.prune(settings, digits / "dense.safetensors", tmp_path / "whole", Interrupting())
+    prune(settings, digits / "dense.safetensors", tmp_path / "whole", Interrupting())
     with pytest.raises(Interrupted):
-        pipeline.prune(settings, digits / "dense.safetensors", tmp_path / "again", Interrupting(step))
-    pipeline.prune(settings, digits / "dense.safetensors", tmp_path / "again", Interrupting(), resume=True)
+        prune(settings, digits / "dense.safetensors", tmp_path / "again", Interrupting(step))
+    prune(settings, digits / "dense.safetensors", tmp_path / "again", Interrupting(), resume=True)
     first, second = (
         hashlib.sha256((tmp_path / out / "model.safetensors").read_bytes()).digest() for out in ("whole", "again")
     )
@@ -90,7 +74,7 @@ def test_the_budget_is_that_of_uniform_targets(digits, tmp_path):
     """In parameters the blocks of both layers add up to those of the uniform run; each keeps its floor."""
     sets = ["prune.method=magnitude", "prune.score=fisher", "train.steps=20", "prune.allocation=parameters"]
     settings = load_recipe(digits / "recipe.yaml", [*sets, "prune.rules=[{match: output*, block_size: 2}]"])
-    result = pipeline.prune(settings, digits / "dense.safetensors", tmp_path / "out", Interrupting())
+    result = prune(settings, digits / "dense.safetensors", tmp_path / "out", Interrupting())
     layers = {layer.name: layer for layer in result.report.pruned}
     uniform = {"hidden1.weight": 512 - 461, "hidden2.weight": 4096 - 3687, "output.weight": 1280 - 1152}
     assert {name: layer.target for name, layer in layers.items()} == dict.fromkeys(uniform)

@@ -289,7 +289,7 @@ def test_a_teacher_with_other_classes():
     with pytest.raises(UsageError) as error:
         asked.loss(Answer(), batch, Fixed(torch.zeros(2, 4)))
     assert str(error.value) == (
-        "objective.distill: the teacher gives logits (2, 4), the model (2, 3); take a teacher with the same classes"
+        "objective.distill.teacher: the teacher gives logits (2, 4), the model (2, 3); take a teacher with the same classes"
     )
 
 
@@ -396,14 +396,14 @@ def test_embeddings_of_models_that_have_none():
     with pytest.raises(UsageError) as error:
         asked.loss(Layers(1, 1), IDS, Layers(1, 1))
     assert str(error.value) == (
-        "objective.task embedding-distillation: the model returns a dict of logits, which has no last_hidden_state; take "
+        "objective.task: embedding-distillation: the model returns a dict of logits, which has no last_hidden_state; take "
         "the bare model, without a head"
     )
     asked = objective("embedding-distillation", Embeds(STATES))
     with pytest.raises(UsageError) as error:
         asked.loss(Embeds(STATES), IDS, Embeds(torch.ones(1, 3, 5)))
     assert str(error.value) == (
-        "objective.task embedding-distillation: the teacher's embeddings have 5 numbers, the model's 2; take a teacher of "
+        "objective.distill.teacher: the teacher's embeddings have 5 numbers, the model's 2; take a teacher of "
         "the same width"
     )
     with pytest.raises(UsageError) as error:
@@ -485,7 +485,9 @@ def test_logits_are_found_in_what_a_model_returns(answer, fits):
     if fits:
         assert metrics(asked, batch, model=Model())["accuracy"] == 1.0
         return
-    with pytest.raises(UsageError, match=r"^the model returns a (dict of pooled|tuple), which has no logits; take"):
+    with pytest.raises(
+        UsageError, match=r"^objective\.task: the model returns a (dict of pooled|tuple), which has no logits; take"
+    ):
         asked.evaluate(Model(), batch)
 
 
@@ -503,25 +505,26 @@ def test_half_precision_logits_are_lifted():
             "classification",
             torch.zeros(2, 3, 4),
             tensor([0, 1]),
-            "objective.task classification takes logits (rows, classes) and one label a row, not (2, 3, 4) and (2,)",
+            "objective.task: classification takes logits (rows, classes) and one label a row, not (2, 3, 4) and (2,)",
         ),
         (
             "regression",
             torch.zeros(2, 1),
             torch.zeros(2, 3),
-            "objective.task regression: the model gives (2, 1), the targets (2, 3)",
+            "objective.task: regression takes as many targets as the model gives numbers; of a batch the model gives "
+            "(2, 1), the targets are (2, 3)",
         ),
         (
             "binary",
             torch.zeros(2, 3),
             tensor([0.0, 1.0]),
-            "objective.task binary takes one logit or two and one target a row, not (2, 3) and (2,)",
+            "objective.task: binary takes one logit or two and one target a row, not (2, 3) and (2,)",
         ),
         (
             "causal-lm",
             torch.zeros(2, 3),
             tensor([0, 1]),
-            "objective.task causal-lm takes logits (rows, tokens, vocabulary) and one target a token, not (2, 3) and (2,)",
+            "objective.task: causal-lm takes logits (rows, tokens, vocabulary) and one target a token, not (2, 3) and (2,)",
         ),
     ],
 )
@@ -573,18 +576,19 @@ def test_without_metrics_the_loss_is_one(factory):
 
 
 def test_objectives_that_return_something_else(factory):
-    place = f"objective.factory {factory}"
+    place = f"objective.factory: '{factory}"
     with pytest.raises(UsageError) as error:
         objective("factory", factory=f"{factory}:number").loss(Answer(), BATCH)
     assert str(error.value) == (
-        f'{place}:number has to return {{"loss": scalar tensor, "metrics": {{name: (sum, count)}}}}, not float'
+        f"{place}:number': has to return "
+        '{"loss": scalar tensor, "metrics": {name: (sum, count)}}, not a value of type float'
     )
     with pytest.raises(UsageError) as error:
         objective("factory", factory=f"{factory}:odd", higher_is_better={"close": True}).evaluate(Answer(), BATCH)
-    assert str(error.value) == f"{place}:odd: metric 'close' has to be (sum, count), two numbers, not 3.0"
+    assert str(error.value) == f"{place}:odd': metric 'close' has to be (sum, count), two numbers, not 3.0"
     with pytest.raises(UsageError) as error:
         objective("factory", factory=f"{factory}:loss", higher_is_better={"auc": True}).evaluate(Answer(), BATCH)
-    assert str(error.value) == f"{place}:loss returned no metric 'auc', named in objective.higher_is_better"
+    assert str(error.value) == f"{place}:loss': returned no metric 'auc', named in objective.higher_is_better"
     with pytest.raises(UsageError) as error:
         objective("factory", factory=f"{factory}:loss", distill={"weight": 0.1})
     assert str(error.value) == (

@@ -19,6 +19,7 @@ from sapp_cli.training.kept_layer import can_part
 from sapp_cli.training.loop import train
 from sapp_cli.training.objectives import make_objective
 from sapp_cli.training.optimizers import make_optimizer
+from sapp_cli.training.replica import Replica
 from sapp_cli.training.run_state import RunFolder
 from sapp_cli.training.sparse_phases import SparsePhases
 
@@ -145,6 +146,16 @@ def test_whatever_is_asked_of_the_run(changes):
     assert_same_run(**changes)
 
 
+def test_in_bfloat16_the_losses_are_those_of_the_masked_form_within_its_rounding():
+    parted = []
+    records, _, _ = run(
+        recipe("kept-blocks", train={"precision": "bf16"}), on_step=lambda pruner: parted.append(parted_layers(pruner))
+    )
+    masked_records, _, _ = run(recipe("masked", train={"precision": "bf16"}))
+    assert parted[-1] == ["0.weight", "2.weight", "4.weight"]
+    assert [r.loss for r in records] == pytest.approx([r.loss for r in masked_records], rel=3e-2)
+
+
 class Killed(Exception):
     pass
 
@@ -186,7 +197,7 @@ def parted(settings, model=None):
     model = model or network()
     pruner = Pruner(model, settings.prune, STEPS)
     optimizer = make_optimizer(settings.optimizer, pruner, STEPS / 2)
-    phases = SparsePhases(pruner, optimizer, settings, alone=True)
+    phases = SparsePhases(pruner, optimizer, settings)
     for step in range(STEPS):
         moment = phases.step(step)
         if moment.phase is Phase.SPARSE:
@@ -258,14 +269,15 @@ def test_gradients_of_a_weight_that_is_read_reach_the_blocks():
     torch.testing.assert_close(layer.trained.grad, expected)
 
 
-def test_under_autocast_the_whole_weight_is_used():
+def test_under_autocast_kept_blocks_are_multiplied_in_float32():
     model, pruner, _ = trained_for_a_step("kept-blocks")
     masked, _, _ = trained_for_a_step("masked")
     x = DATA.train.x[:8]
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(x)
+        first, output = model[0](x), model(x)
         torch.testing.assert_close(output, masked(x), rtol=2e-2, atol=2e-2)
     assert output.dtype == torch.bfloat16
+    assert torch.equal(first, model[0](x).bfloat16())
     output.float().sum().backward()
     assert all(layer.trained.grad.abs().sum() > 0 for layer in pruner.attached.values())
 
@@ -289,11 +301,13 @@ def test_only_plain_layers_with_a_weight_of_their_own_are_parted():
     assert [name for name, layer in pruner.attached.items() if can_part(layer)] == ["plain.weight"]
 
 
-def test_several_processes_keep_the_masked_form():
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:torch\.")  # of torch's own imports
+def test_a_compiled_model_keeps_the_masked_form():
     settings = recipe("kept-blocks", prune={"phases": {"dense": 0, "rounds": 1, "last_round": 0, "final_sparse": 1}})
-    pruner = Pruner(network(), settings.prune, STEPS)
-    phases = SparsePhases(pruner, make_optimizer(settings.optimizer, pruner, 1), settings, alone=False)
-    phases.step(0)
+    model = network()
+    pruner = Pruner(model, settings.prune, STEPS)
+    replica = Replica(model, make_accelerator(settings.train), compile=True)
+    SparsePhases(pruner, make_optimizer(settings.optimizer, pruner, 1), settings, replica).step(0)
     assert parted_layers(pruner) == []
 
 
@@ -310,7 +324,7 @@ def chosen(form, width=512, steps=1000, sparsity=0.9, block=8, precision="fp32",
     )
     model = model or nn.Sequential(nn.Linear(width, width))
     pruner = Pruner(model, settings.prune, steps)
-    phases = SparsePhases(pruner, make_optimizer(settings.optimizer, pruner, 1), settings, alone=True)
+    phases = SparsePhases(pruner, make_optimizer(settings.optimizer, pruner, 1), settings)
     if form == "measured":
         model(torch.zeros(3, 4, width))  # of a phase before this one
     phases.step(0)
@@ -329,12 +343,13 @@ def chosen(form, width=512, steps=1000, sparsity=0.9, block=8, precision="fp32",
         ({"block": 4}, True),
         ({"block": 4, "sparsity": 0.6}, False),
         ({"block": [2, 32]}, False),
-        ({"precision": "bf16"}, False),
+        ({"precision": "bf16"}, True),
+        ({"precision": "bf16", "sparsity": 0.6}, False),  # the masked form is twice as fast there
     ],
     ids=str,
 )
 def test_the_rule(setting, parts, monkeypatch):
-    monkeypatch.setattr(sparse_forms, "_wide_vectors", lambda: True)
+    monkeypatch.setattr(sparse_forms, "_is_known", lambda lower: True)
     assert chosen("auto", **setting) is parts
 
 

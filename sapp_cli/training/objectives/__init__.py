@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import nn
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.recipe.factory import load_factory
 from sapp_cli.recipe.schema import ObjectiveSection
 from sapp_cli.training.objectives.binary import Binary
@@ -24,14 +26,15 @@ __all__ = ["LossResult", "Objective", "Sums", "check_fits", "make_objective"]
 def make_objective(section: ObjectiveSection, model: nn.Module) -> Objective:
     """The objective of a recipe for a model that no engine has wrapped yet: what its forward takes is read from it.
 
-    Raises UsageError for settings that do not go together.
+    Raises SettingError for settings that do not go together.
     """
     if section.task == "factory":
         return _custom(section)
     inputs = Inputs.of(model)
     if section.task == "embedding-distillation":
         if section.distill.weight > 0:
-            raise UsageError("objective.distill.weight: embedding-distillation is distillation already; leave it 0")
+            problem = "embedding-distillation is distillation already; leave it 0"
+            raise SettingError([("objective.distill.weight", problem)])
         return EmbeddingDistillation(inputs, section.pooling, section.distill.hidden_states)
     tasks: dict[str, Task] = {
         "classification": Classification(section.label_smoothing),
@@ -46,5 +49,14 @@ def make_objective(section: ObjectiveSection, model: nn.Module) -> Objective:
 def _custom(section: ObjectiveSection) -> Objective:
     assert section.factory is not None, "the schema asks for one"
     if section.distill.weight > 0 or section.distill.hidden_states > 0:
-        raise UsageError("objective.distill: a factory makes the whole loss, distillation included; leave it out")
-    return Custom(load_factory(section.factory, "objective.factory"), section.factory, section.higher_is_better)
+        problem = "a factory makes the whole loss, distillation included; leave it out"
+        raise SettingError([("objective.distill", problem)])
+    loss = load_factory(section.factory, "objective.factory")
+    try:
+        inspect.signature(loss).bind("model", "batch")
+    except TypeError as error:
+        problem = f"'{section.factory}': {error}; it is called with (model, batch)"
+        raise SettingError([("objective.factory", problem)]) from error
+    except ValueError:
+        pass  # a callable written in C says nothing of its arguments
+    return Custom(loss, section.factory, section.higher_is_better)

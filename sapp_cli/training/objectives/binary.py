@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.inputs.rows import Targets
 from sapp_cli.training.objectives.distillation import binary_divergence
 from sapp_cli.training.objectives.objective import Sums, means
@@ -47,10 +47,8 @@ class Binary:
         rows = targets.numel()
         shape = tuple(logits.shape)
         if tuple(targets.shape) not in ((rows,), (rows, 1)) or shape not in ((rows,), (rows, 1), (rows, 2)):
-            raise UsageError(
-                f"objective.task binary takes one logit or two and one target a row, not {shape} and "
-                f"{tuple(targets.shape)}"
-            )
+            problem = f"binary takes one logit or two and one target a row, not {shape} and {tuple(targets.shape)}"
+            raise SettingError([("objective.task", problem)])
         logit = (
             logits[:, 1] - logits[:, 0] if shape == (rows, 2) else logits.reshape(rows)
         )  # softmax((a, b))₁ = σ(b − a)

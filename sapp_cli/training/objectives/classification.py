@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from sapp_cli.errors import DataError, UsageError
+from sapp_cli.errors import DataError, SettingError
 from sapp_cli.inputs.rows import Targets
 from sapp_cli.training.objectives.distillation import kl_divergence
 from sapp_cli.training.objectives.objective import means
@@ -29,10 +29,11 @@ class Classification:
 
     def items(self, logits: Tensor, targets: Tensor) -> Items:
         if logits.dim() != 2 or targets.shape != logits.shape[:1]:
-            raise UsageError(
-                "objective.task classification takes logits (rows, classes) and one label a row, not "
+            problem = (
+                "classification takes logits (rows, classes) and one label a row, not "
                 f"{tuple(logits.shape)} and {tuple(targets.shape)}"
             )
+            raise SettingError([("objective.task", problem)])
         return Items(logits, targets)
 
     def losses(self, items: Items) -> Tensor:

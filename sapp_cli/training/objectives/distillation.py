@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.inputs.rows import Batch
 from sapp_cli.training.objectives.forward import token_weights
 
@@ -34,14 +34,15 @@ def binary_divergence(student: Tensor, teacher: Tensor, temperature: float) -> T
 def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
     """The mean over layers of ‖h_s − h_t‖²/‖h_t‖², each over all tokens of the batch but the padding.
 
-    Raises UsageError for a teacher of other layers.
+    Raises SettingError for a teacher of other layers.
     """
     ours, theirs = ([tuple(states.shape) for states in layers] for layers in (student, teacher))
     if ours != theirs:
-        raise UsageError(
-            f"objective.distill.hidden_states compares layer by layer; the model has {len(ours)} of {ours[-1][-1]} "
-            f"numbers a token, the teacher {len(theirs)} of {theirs[-1][-1]}: set it to 0"
+        problem = (
+            f"compares layer by layer; the model has {len(ours)} of {ours[-1][-1]} numbers a token, the teacher "
+            f"{len(theirs)} of {theirs[-1][-1]}: set it to 0"
         )
+        raise SettingError([("objective.distill.hidden_states", problem)])
     return torch.stack([_relative(h_s, h_t, batch) for h_s, h_t in zip(student, teacher, strict=True)]).mean()
 
 

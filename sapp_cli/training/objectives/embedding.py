@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.inputs.rows import Batch
 from sapp_cli.training.objectives.distillation import hidden_distance
 from sapp_cli.training.objectives.forward import Inputs, hidden_states_of, pooled
@@ -56,8 +56,9 @@ class EmbeddingDistillation:
         """(B,)."""
         ours, theirs = (pooled(each, batch, self.pooling) for each in (output, answer))  # (B, D)
         if ours.shape != theirs.shape:
-            raise UsageError(
-                f"objective.task embedding-distillation: the teacher's embeddings have {theirs.shape[-1]} numbers, the "
-                f"model's {ours.shape[-1]}; take a teacher of the same width"
+            problem = (
+                f"the teacher's embeddings have {theirs.shape[-1]} numbers, the model's {ours.shape[-1]}; take a teacher "
+                "of the same width"
             )
+            raise SettingError([("objective.distill.teacher", problem)])
         return F.cosine_similarity(ours, theirs, dim=-1)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sapp_cli.errors import DataError
-from sapp_cli.inputs.rows import Batch, DataSets, Targets, rows_in
+from sapp_cli.inputs.rows import Batch, DataSets, Targets, describe_batch, rows_in
 from sapp_cli.training.objectives.custom import Custom
 from sapp_cli.training.objectives.forward import Inputs
 from sapp_cli.training.objectives.objective import Objective
@@ -17,7 +17,7 @@ def check_fits(objective: Objective, model: nn.Module, data: DataSets) -> None:
     """Run the model on two rows and look at every label; the model and torch's random state are left as they were.
 
     Raises DataError naming the row whose label the model cannot give, or the inputs its forward does not take;
-    UsageError for outputs the task cannot use.
+    SettingError for outputs the task cannot use.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     rows = [data.train[index] for index in range(min(2, rows_in(data.train)))]
@@ -25,7 +25,9 @@ def check_fits(objective: Objective, model: nn.Module, data: DataSets) -> None:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # A loss of the user's own is asked with gradients: whether it has any shows only then.
+        asks_gradients = isinstance(objective, Custom)
+        with torch.set_grad_enabled(asks_gradients), torch.random.fork_rng([device] if device.type == "cuda" else []):
             _check_inputs(objective, model, batch)
             if isinstance(objective, Supervised):
                 logits = objective.logits(model, batch)
@@ -37,9 +39,10 @@ def check_fits(objective: Objective, model: nn.Module, data: DataSets) -> None:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        taken = ", ".join(sorted(Inputs.of(model).names)) or "anything"
         raise DataError(
-            f"the model does not take the data: {type(error).__name__}: {error}\n  a batch holds {_describe(batch)}; "
-            f"{type(model).__name__}.forward takes {', '.join(sorted(Inputs.of(model).names)) or 'anything'}"
+            f"the model does not take the data: {type(error).__name__}: {error}\n"
+            f"  a batch holds {describe_batch(batch)}; {type(model).__name__}.forward takes {taken}"
         ) from error
     finally:
         for module, mode in modes.items():
@@ -54,9 +57,3 @@ def _check_inputs(objective: Objective, model: nn.Module, batch: Batch) -> None:
             f"the rows have '{unused[0]}', which {type(model).__name__}.forward does not take; it takes: "
             f"{', '.join(sorted(inputs.names))}"
         )
-
-
-def _describe(batch: Batch) -> str:
-    return ", ".join(
-        f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in batch.items()
-    )

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sapp_cli.errors import DataError, UsageError
+from sapp_cli.errors import DataError, SettingError
 from sapp_cli.inputs.rows import TARGETS, Batch
 
 TARGET_KEYS = (TARGETS, "labels")
 """Never passed to the model, which would compute a loss of its own; `labels` may stand in datasets of the user's."""
+LIBRARY_INPUTS = {"input_ids", "pixel_values", "input_features", "input_values"}
+"""What Hugging Face models of texts, images and sounds take: one is never passed as another."""
 DISPENSABLE = ("attention_mask", "token_type_ids")
 """Inputs a tokenizer makes whether or not the model takes them."""
 
@@ -41,7 +43,8 @@ class Inputs:
         inputs = {key: value for key, value in batch.items() if key not in TARGET_KEYS}
         first = (inputs.pop("inputs"),) if "inputs" in inputs else ()
         named = {key: value for key, value in inputs.items() if self.any_name or key in self.names}
-        if not first and not named and len(inputs) == 1:
+        of_another_kind = bool(self.names & LIBRARY_INPUTS and inputs.keys() & LIBRARY_INPUTS)
+        if not first and not named and len(inputs) == 1 and not of_another_kind:
             return tuple(inputs.values()), {}
         return first, named
 
@@ -54,9 +57,15 @@ class Inputs:
         ]
 
     def call(self, model: nn.Module, batch: Batch, **options: bool) -> Any:
-        """The model's output."""
+        """The model's output. Raises SettingError for an option of distillation that its forward does not take."""
         positional, named = self.arguments(batch)
-        return model(*positional, **named, **options)
+        try:
+            return model(*positional, **named, **options)
+        except TypeError as error:
+            if not any(option in str(error) for option in options):
+                raise
+            problem = f"needs a Hugging Face model: {error}; set it to 0"
+            raise SettingError([("objective.distill.hidden_states", problem)]) from error
 
     @torch.no_grad()
     def ask(self, teacher: nn.Module | None, batch: Batch, **options: bool) -> Any:
@@ -76,40 +85,40 @@ def targets_of(batch: Batch) -> Tensor:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in fp32: the output itself, its `logits`, or the first of several; UsageError where there are none."""
+    """The logits in fp32: the output itself, its `logits`, or the first of several; SettingError where there are none."""
     logits = _part(output, "logits")
     if logits is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         logits = output[0]
     if logits is None:
-        raise UsageError(
+        problem = (
             f"the model returns {_describe(output)}, which has no logits; take a checkpoint with a head for the task, "
-            "or objective.task factory"
+            "or objective.task: factory"
         )
+        raise SettingError([("objective.task", problem)])
     return logits.float()
 
 
 def hidden_states_of(output: Any) -> tuple[Tensor, ...]:
-    """The hidden states of every layer, embeddings first. Raises UsageError where the model gives none."""
+    """The hidden states of every layer, embeddings first. Raises SettingError where the model gives none."""
     states = _attribute(output, "hidden_states")
     if not isinstance(states, tuple | list) or not states:
-        raise UsageError(
-            f"objective.distill.hidden_states: the model returns {_describe(output)}, which has no hidden_states; set "
-            "it to 0"
-        )
+        problem = f"the model returns {_describe(output)}, which has no hidden_states; set it to 0"
+        raise SettingError([("objective.distill.hidden_states", problem)])
     return tuple(states)
 
 
 def pooled(output: Any, batch: Batch, pooling: str) -> Tensor:
     """One fp32 vector a row, (B, D): the mean over the row's tokens or its first one; a matrix is taken as it is.
 
-    Raises UsageError where the model gives no last_hidden_state.
+    Raises SettingError where the model gives no last_hidden_state.
     """
     states = _part(output, "last_hidden_state")
     if states is None or states.dim() not in (2, 3):
-        raise UsageError(
-            f"objective.task embedding-distillation: the model returns {_describe(output)}, which has no "
-            "last_hidden_state; take the bare model, without a head"
+        problem = (
+            f"embedding-distillation: the model returns {_describe(output)}, which has no last_hidden_state; take the "
+            "bare model, without a head"
         )
+        raise SettingError([("objective.task", problem)])
     states = states.float()
     if states.dim() == 2:
         return states

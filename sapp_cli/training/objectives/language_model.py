@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.inputs.rows import IGNORED, Targets
 from sapp_cli.training.objectives.distillation import kl_divergence
 from sapp_cli.training.objectives.objective import means
@@ -33,10 +33,11 @@ class LanguageModel:
 
     def items(self, logits: Tensor, targets: Tensor) -> Items:
         if logits.dim() != 3 or targets.shape != logits.shape[:2]:
-            raise UsageError(
-                f"objective.task {self.name} takes logits (rows, tokens, vocabulary) and one target a token, not "
+            problem = (
+                f"{self.name} takes logits (rows, tokens, vocabulary) and one target a token, not "
                 f"{tuple(logits.shape)} and {tuple(targets.shape)}"
             )
+            raise SettingError([("objective.task", problem)])
         if self.causal:
             # The targets move and not the logits, of which a slice would be a copy.
             following = F.pad(targets[:, 1:], (0, 1), value=IGNORED).flatten()

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.inputs.rows import Targets
 from sapp_cli.training.objectives.objective import means
 from sapp_cli.training.objectives.supervised import Items
@@ -28,9 +28,11 @@ class Regression:
         ours, theirs = logits.flatten(1) if logits.dim() > 1 else logits[:, None], targets.float()
         theirs = theirs.flatten(1) if theirs.dim() > 1 else theirs[:, None]
         if ours.shape != theirs.shape:  # broadcasting would compare every row with every other
-            raise UsageError(
-                f"objective.task regression: the model gives {tuple(logits.shape)}, the targets {tuple(targets.shape)}"
+            problem = (
+                "regression takes as many targets as the model gives numbers; of a batch the model gives "
+                f"{tuple(logits.shape)}, the targets are {tuple(targets.shape)}"
             )
+            raise SettingError([("objective.task", problem)])
         return Items(ours, theirs)
 
     def losses(self, items: Items) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import SettingError
 from sapp_cli.inputs.rows import Batch, Targets
 from sapp_cli.recipe.schema import DistillSection
 from sapp_cli.training.objectives.distillation import hidden_distance
@@ -43,7 +43,7 @@ class Task(Protocol):
     def metrics(self) -> Mapping[str, bool]: ...
 
     def items(self, logits: Tensor, targets: Tensor) -> Items:
-        """The model's logits and the batch's targets lined up. Raises UsageError for shapes that do not go together."""
+        """The model's logits and the batch's targets lined up. Raises SettingError for shapes that do not go together."""
 
     def losses(self, items: Items) -> Tensor:
         """What is minimized."""
@@ -108,10 +108,11 @@ class Supervised:
         if weight > 0:
             theirs = self.task.items(logits_of(answer), targets_of(batch)).logits
             if theirs.shape != items.logits.shape:
-                raise UsageError(
-                    f"objective.distill: the teacher gives logits {tuple(theirs.shape)}, the model "
-                    f"{tuple(items.logits.shape)}; take a teacher with the same classes"
+                problem = (
+                    f"the teacher gives logits {tuple(theirs.shape)}, the model {tuple(items.logits.shape)}; take a "
+                    "teacher with the same classes"
                 )
+                raise SettingError([("objective.distill.teacher", problem)])
             distances = self.task.distances(items.logits, theirs, self.distill.temperature)
             parts["distill"] = mean(items.select(distances))
             loss = (1 - weight) * loss + weight * parts["distill"]

@@ -6,7 +6,6 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from sapp_cli import errors
@@ -82,14 +81,3 @@ def _texts(node: ast.expr, assigned: dict[str, list[ast.expr]]) -> Iterator[tupl
         for value in assigned.get(node.id, []):
             if not isinstance(value, ast.Name):
                 yield from _texts(value, {})
-
-
-@cache
-def quoted_in_tests() -> str:
-    """Every text that stands in a test, one after the other; patterns without their backslashes."""
-    found = []
-    for file in sorted((REPOSITORY / "tests").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value.replace("\\", ""))
-    return "\n".join(found)

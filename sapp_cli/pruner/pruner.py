@@ -12,7 +12,6 @@ Our own loop, a user's loop and a trainer's callback all drive the same object:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,16 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from sapp_cli.core.masks import as_matrix, attention, from_matrix, spread
-from sapp_cli.core.schedule import Moment, Phase, PhaseSchedule, ramp
+from sapp_cli.core.schedule import Moment, Phase, ramp
 from sapp_cli.core.selection import floor_count, ramp_count, uniform, within_budget
-from sapp_cli.errors import SettingError, UsageError
-from sapp_cli.layers import AttachedLayer, FoldedState, Layer, attach, decide_layers, held, put, rows_held, whole
-from sapp_cli.methods import BlockState, SequentialAttention
+from sapp_cli.errors import UsageError
+from sapp_cli.layers import FoldedState, attach, decide_layers, held, put, rows_held, whole
+from sapp_cli.methods import BlockState
+from sapp_cli.pruner.decisions import block_costs, make_schedule
+from sapp_cli.pruner.held_blocks import HeldBlocks
+from sapp_cli.pruner.parameter_groups import logit_settings, weight_groups
 from sapp_cli.recipe.schema import PruneSection, exact
 
-LOGIT_RATES_ADD_UP_TO = 3.0  # under Adam, over the run: far enough for A to matter, short of collapse (docs/method.md)
-SGD_LOGIT_RATE_FACTOR = 3.0
-SGD_LOGIT_RATE_LIMIT = 1.0
 FISHER_DECAY = 0.95  # of the running mean of squared gradients: about the last twenty steps count
 
 
@@ -68,7 +67,7 @@ class Pruner:
         self.support: dict[str, Tensor] = {}
         self.exchanged: float | None = None
         self.moments: dict[str, Tensor] = {}  # {layer name: running mean of (dL/dŴ)², in the weight's shape}
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, HeldBlocks] = {}
 
     def parameter_groups(
         self,
@@ -85,36 +84,12 @@ class Pruner:
         Adam or AdamW, not SGD. `total_share`: the learning-rate shares of all steps added up; None: half the steps, which is
         that of a cosine or linear decay to zero.
         """
-        logits = self.logits
-        logit_ids = {id(logit) for logit in logits}
-        others = [p for p in self._model.parameters() if p.requires_grad and id(p) not in logit_ids]
-        vectors = [] if decay_vectors else [p for p in others if p.dim() < 2]
-        vector_ids = {id(p) for p in vectors}
-        own = self._logit_settings(lr, adam, self.schedule.steps / 2 if total_share is None else total_share)
-        groups: list[dict[str, Any]] = [
-            {"name": "weights", "params": [p for p in others if id(p) not in vector_ids]},
-            {"name": "vectors", "params": vectors, "weight_decay": 0.0},
-            {"name": "logits", "params": logits, **own},
+        share = self.schedule.steps / 2 if total_share is None else total_share
+        groups = [
+            *weight_groups(self._model, self.logits, decay_vectors),
+            {"name": "logits", "params": self.logits, **logit_settings(self.method, lr, adam, share)},
         ]
         return [{"lr": lr, "weight_decay": weight_decay, **group} for group in groups if group["params"]]
-
-    def _logit_settings(self, lr: float, adam: bool, total_share: float) -> dict[str, Any]:
-        """The logits' own rate, decay and moments; `same` leaves those of the weights."""
-        method = self.method
-        if not isinstance(method, SequentialAttention):
-            return {}
-        own: dict[str, Any] = {}
-        if method.lr is None:
-            own["lr"] = (
-                LOGIT_RATES_ADD_UP_TO / total_share if adam else min(SGD_LOGIT_RATE_LIMIT, SGD_LOGIT_RATE_FACTOR * lr)
-            )
-        elif method.lr != "same":
-            own["lr"] = method.lr
-        if method.decay != "same":
-            own["weight_decay"] = method.decay
-        if adam and method.betas != "same":
-            own["betas"] = method.betas
-        return own
 
     @property
     def logits(self) -> list[nn.Parameter]:
@@ -155,9 +130,8 @@ class Pruner:
             self._begin(moment)
             if optimizer is not None:
                 optimizer.state.clear()
-        if moment.phase is Phase.SPARSIFICATION:
-            self._shrink(moment)
-        if moment.begins or moment.phase is Phase.SPARSIFICATION:
+        shrinks = moment.phase is Phase.SPARSIFICATION and self._shrink(moment)
+        if moment.begins or shrinks:
             self._remember(moment)
         if moment.begins and moment.phase is Phase.SPARSE:
             self._compare_support()
@@ -263,15 +237,17 @@ class Pruner:
             if layer.masked.logits is not None and state.logits is not None:
                 put(layer.masked.logits, state.logits)
 
-    def _shrink(self, moment: Moment) -> None:
-        """A sparsification step: the blocks of least score among those still there go. Never revives one."""
+    def _shrink(self, moment: Moment) -> bool:
+        """A sparsification step: the blocks of least score among those still there go. Never revives one; False: none went."""
         share = ramp(moment.progress, self.settings.exponent)
         counts = {
             name: ramp_count(layer.masked.sparsity, layer.masked.grid.count, share)
             for name, layer in self.attached.items()
         }
-        if self.costs is not None or any(counts[name] < int(keep.sum()) for name, keep in self.masks.items()):
+        fewer = self.costs is not None or any(counts[name] < int(keep.sum()) for name, keep in self.masks.items())
+        if fewer:
             self._select(counts)
+        return fewer
 
     def _select(self, counts: Mapping[str, int]) -> None:
         """Keep the best of the blocks still kept, all layers in one selection: `counts` of each, or what so many cost.
@@ -320,69 +296,4 @@ class Pruner:
 
         Weights that no later dense phase brings back are not noted: nothing reads them again.
         """
-        self._held = {name: _Held.of(layer, weights=moment.dense_ahead) for name, layer in self.attached.items()}
-
-
-class _Held:
-    """Weights and logits of one layer's pruned blocks, as they were when pruned; under FSDP of this process's rows."""
-
-    def __init__(self, pruned: Tensor, weights: Tensor | None, entries: Tensor | None, logits: Tensor | None) -> None:
-        self.pruned = pruned  # bool (R, C)
-        self.entries = entries  # bool, the weight's shape: the entries of pruned blocks
-        self.weights = weights  # their values, 1-d
-        self.logits = logits  # logits of the pruned blocks, 1-d
-
-    @classmethod
-    def of(cls, layer: AttachedLayer, weights: bool) -> _Held:
-        masked = layer.masked
-        pruned = ~masked.keep
-        entries = values = logits = None
-        if weights and pruned.any():
-            entries = rows_held(layer.theta, from_matrix(spread(pruned, masked.grid), masked.layout))
-            values = held(layer.theta.detach())[entries]
-        if masked.logits is not None:
-            pruned = rows_held(masked.logits, pruned)
-            logits = held(masked.logits.detach())[pruned]
-        return cls(pruned, values, entries, logits)
-
-    def restore(self, layer: AttachedLayer) -> None:
-        # Where the kept blocks are trained by themselves, nobody moves the others.
-        if self.entries is not None and self.weights is not None and layer.masked.kept is None:
-            held(layer.theta)[self.entries] = self.weights
-        if self.logits is not None and layer.masked.logits is not None:
-            held(layer.masked.logits)[self.pruned] = self.logits
-
-
-def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
-    """The phases of a run of `steps` steps.
-
-    Raises SettingError, naming the smallest number that works, if it is too short, or where nothing comes before the first
-    selection that gradients could be gathered in.
-    """
-    spans = settings.settings.spans(settings.timetable)
-    if settings.score == "fisher" and spans[0].phase is not Phase.DENSE:
-        raise SettingError(
-            [("prune.phases", "score fisher gathers gradients first: give `dense` a share of the run, e.g. 0.05")]
-        )
-    try:
-        return PhaseSchedule(spans, steps)
-    except ValueError as error:
-        raise SettingError([("train.steps", str(error))]) from error
-
-
-def block_costs(
-    layers: list[Layer], settings: PruneSection, costs: Mapping[str, int] | None = None
-) -> dict[str, int] | None:
-    """{pruned layer: what one block costs} in the unit of the allocation; None where each layer has its own count.
-
-    Parameters are known from the blocks, other costs are those given. Raises SettingError where they are needed and missing.
-    """
-    pruned = [layer for layer in layers if layer.pruned]
-    if settings.allocation == "uniform":
-        return None
-    if settings.allocation == "parameters":
-        return {layer.name: math.prod(layer.grid.block) for layer in pruned if layer.grid is not None}
-    if costs is None:
-        problem = f"{settings.allocation} has to be measured first: give the Pruner `costs`, from sapp_cli.costs"
-        raise SettingError([("prune.allocation", problem)])
-    return {layer.name: costs[layer.name] for layer in pruned}
+        self._held = {name: HeldBlocks.of(layer, weights=moment.dense_ahead) for name, layer in self.attached.items()}

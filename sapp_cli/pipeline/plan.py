@@ -1,0 +1,72 @@
+"""`sapp plan`: everything that `prune` would decide, without training."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sapp_cli.checkpoint.source import open_checkpoint
+from sapp_cli.costs import see_costs
+from sapp_cli.errors import SappError
+from sapp_cli.inputs.data import DataSets
+from sapp_cli.inputs.models import load_model
+from sapp_cli.inputs.rows import rows_in
+from sapp_cli.layers import decide_layers
+from sapp_cli.pipeline.start import read_data
+from sapp_cli.planning import Plan, make_plan, with_peak
+from sapp_cli.pruner import Pruner
+from sapp_cli.pruner.decisions import make_schedule
+from sapp_cli.recipe.load import LoadedRecipe
+from sapp_cli.recipe.located import located
+from sapp_cli.recipe.schema import Recipe
+from sapp_cli.training.activations import checkpoint_gradients
+from sapp_cli.training.footprint import Footprint, free_bytes, measure_footprint, process_bytes, some_rows
+from sapp_cli.training.loop import count_steps
+from sapp_cli.training.objectives import make_objective
+
+LONG_ENOUGH = 1_000_000
+"""Steps of a run that a plan knows no number for."""
+
+
+@located
+def plan(recipe: LoadedRecipe, checkpoint_path: Path) -> Plan:
+    """Everything `prune` would decide, without training; the data are looked at if they are there."""
+    settings = recipe.recipe
+    checkpoint = open_checkpoint(checkpoint_path)
+    loaded = load_model(checkpoint, settings.model)
+    layers = decide_layers(loaded.model, settings.prune, loaded.stored_names)
+    rows: int | None = 0  # not looked at where the recipe gives steps
+    data = None
+    with suppress(SappError):  # a plan does not need the data; without it the timetable may stay in shares
+        data = read_data(settings, checkpoint)
+    if settings.train.steps is None:
+        rows = None if data is None else rows_in(data.train)
+    schedule = None if rows is None else make_schedule(settings.prune, count_steps(settings, rows, world=1))
+    applications, costs = see_costs(loaded.model, layers, settings, data)
+    made = make_plan(checkpoint, loaded, layers, schedule, settings, applications)
+    on_cpu = settings.train.device == "cpu" or not torch.cuda.is_available()
+    if on_cpu:
+        import sapp_cli.pipeline.prune  # noqa: F401 - what a run has loaded, counts
+    process = max(0, process_bytes() - made.memory["weights"]) if on_cpu else 0
+    steps = schedule.steps if schedule else LONG_ENOUGH
+    if settings.train.gradient_checkpointing:
+        checkpoint_gradients(loaded.model)
+    pruner = Pruner(loaded.model, settings.prune, steps, loaded.stored_names, costs)
+    return replace(made, memory=with_peak(made.memory, _footprint(loaded.model, pruner, settings, data), process))
+
+
+def _footprint(model: nn.Module, pruner: Pruner, settings: Recipe, data: DataSets | None) -> Footprint | None:
+    """What a step takes; None where that cannot be seen: unknown inputs, or a machine too small to try a few rows."""
+    rows = some_rows(model, settings, data)
+    if rows is None or free_bytes() < 4 * sum(parameter.nbytes for parameter in model.parameters()):
+        return None
+    try:
+        teacher = copy.deepcopy(model) if make_objective(settings.objective, model).needs_teacher else None
+        return measure_footprint(model, pruner, settings, teacher, rows)
+    except (SappError, RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+        return None

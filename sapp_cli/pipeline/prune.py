@@ -1,0 +1,291 @@
+"""`sapp prune` as a flow of data; the function to read first.
+
+recipe → checkpoint → model → data → masks → training → folded weights → files → evaluation of the files → report
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sapp_cli.checkpoint.output import (
+    check_companions,
+    check_free_space,
+    check_output,
+    copy_companions,
+    output_folder,
+    sha256_file,
+    write_json,
+)
+from sapp_cli.checkpoint.source import open_checkpoint
+from sapp_cli.core.schedule import PhaseSchedule
+from sapp_cli.costs import see_costs
+from sapp_cli.inputs.models import load_model
+from sapp_cli.inputs.rows import rows_in
+from sapp_cli.layers import decide_layers
+from sapp_cli.outputs.card import FileSizes, write_card
+from sapp_cli.outputs.manifest import Manifest, Metric
+from sapp_cli.outputs.metrics_log import MetricsLog
+from sapp_cli.outputs.weights import Layout, PrunedWeights
+from sapp_cli.pipeline.start import Run, memory_errors, set_up
+from sapp_cli.pipeline.watcher import Silence, Watcher, describe_layers, describe_metrics
+from sapp_cli.planning import layer_facts
+from sapp_cli.pruner import Pruner
+from sapp_cli.recipe.load import LoadedRecipe
+from sapp_cli.recipe.located import located
+from sapp_cli.recipe.schema import Recipe
+from sapp_cli.report.gallery import Gallery
+from sapp_cli.report.html import HTML_FILE, write_html
+from sapp_cli.report.measure import measure
+from sapp_cli.report.run import read_run
+from sapp_cli.report.sparsity import SparsityReport
+from sapp_cli.training.activations import checkpoint_gradients
+from sapp_cli.training.collapse import CollapseWatch, guess_of
+from sapp_cli.training.compilation import require_compiler
+from sapp_cli.training.device import describe_processes, make_accelerator, reproducible, shards
+from sapp_cli.training.heap import keep_freed_memory
+from sapp_cli.training.keeper import Keeper, open_run
+from sapp_cli.training.loop import StepRecord, count_steps, train
+from sapp_cli.training.objectives import Objective, check_fits
+from sapp_cli.training.processes import from_main, is_main, joined, meet
+from sapp_cli.training.run_state import RunFolder, SavedState
+from sapp_cli.training.sharding import hand_over, put_together, shard
+from sapp_cli.training.trackers import Trackers, require_packages, tracked
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` tells at the end."""
+
+    out: Path
+    report: SparsityReport
+    metrics: Mapping[str, Metric]
+    sizes: FileSizes
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "metrics": {name: metric.as_json() for name, metric in self.metrics.items()},
+            "pruned_block_sparsity": self.report.pruned_block_sparsity,
+            "file_bytes": asdict(self.sizes),
+            "seconds": round(self.seconds, 3),
+            **self.report.as_json(),
+        }
+
+
+@located
+def prune(
+    recipe: LoadedRecipe,
+    checkpoint_path: Path,
+    out: Path,
+    watcher: Watcher,
+    *,
+    layout: Layout = "both",
+    overwrite: bool = False,
+    resume: bool = False,
+    max_shard_bytes: int | None = None,
+    chosen: Callable[[PhaseSchedule], Iterable[int]] | None = None,
+) -> PruneResult | None:
+    """Fine-tune the checkpoint with the recipe's method and write OUT: weights, report, manifest, card.
+
+    OUT appears whole or not at all. With `resume` an interrupted run goes on where it stopped, if there is one. Of several
+    processes the main one writes and speaks, the others train along and get None. `chosen` picks the steps of a rehearsal,
+    in which all the rest is as always. Raises SappError; whatever can be seen before the first step is seen before it.
+    """
+    began = time.perf_counter()
+    settings = recipe.recipe
+    accelerator = make_accelerator(settings.train)
+    with joined(), reproducible(settings.train, accelerator), memory_errors(settings):
+        watcher = watcher if is_main() else Silence()
+        require_packages(settings.train.trackers)
+        require_compiler(settings.train, accelerator)
+        if is_main():
+            check_output(out, checkpoint_path, overwrite)
+        run = set_up(recipe, checkpoint_path, accelerator, watcher)
+        if run.checkpoint.folder:
+            check_companions(run.checkpoint.folder)
+        model = run.loaded.model
+        check_fits(run.objective, model, run.data)
+        steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
+        folder = RunFolder(out)
+        inputs, state = _look_for_state(run, folder, out, resume=resume, anew=overwrite)
+        costs = (state.about.get("costs") if state else None) or from_main(_see_costs(run))
+        # A teacher is a model of its own: the student's weights are about to move.
+        teacher = run.teacher or (copy.deepcopy(model).to(accelerator.device) if run.objective.needs_teacher else None)
+        in_pieces = shards(settings.train, accelerator)
+        dense = {} if in_pieces else _dense_metrics(run, teacher, state, watcher)
+        if settings.train.gradient_checkpointing:
+            checkpoint_gradients(model)
+        pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names, costs["blocks"])
+        if in_pieces:  # and evaluated only now, with masks that let everything through: whole it may fit on no card
+            shard(model, accelerator)
+            dense = _dense_metrics(run, teacher, state, watcher)
+        else:
+            model.to(accelerator.device)
+        watcher.say(describe_layers(pruner.layers))
+        for layer in pruner.layers:
+            watcher.detail(f"  {layer.stored} {tuple(layer.shape)}: {layer.reason}")
+
+        about = {
+            "recipe": settings.model_dump(mode="json"),
+            "inputs": inputs,
+            "processes": describe_processes(settings.train, accelerator),
+            "dense": dense,
+            "costs": costs,
+        }
+        keeper = Keeper(folder, settings.train, about, state)
+        with (
+            folder.made() if is_main() else nullcontext(),
+            _log(folder, settings, state) as log,
+            tracked(accelerator, settings.train.trackers, settings, out, pruner) as trackers,
+        ):
+            if state:
+                watcher.say(f"going on after step {state.step} of {steps}")
+            elif log:
+                log.evaluation(0, dense)
+                trackers.evaluation(0, dense)
+            few = chosen(pruner.schedule) if chosen else None
+            seconds = _train(run, pruner, teacher, keeper, log, trackers, watcher, _collapse_watch(run, dense), few)
+            if log is None:
+                hand_over(pruner.fold())
+                return None
+            watcher.say("writing and evaluating what was written")
+            with (
+                output_folder(out, checkpoint_path, overwrite) as staged,
+                put_together(pruner.fold(), in_pieces) as folded,
+            ):
+                weights = PrunedWeights(run.checkpoint, run.loaded, folded, pruner.attached)
+                companions = copy_companions(run.checkpoint.folder, staged) if run.checkpoint.folder else []
+                files = weights.write(staged, layout, max_shard_bytes)
+                # Loaded the way anybody would load it.
+                written = open_checkpoint(staged)
+                again = load_model(written, settings.model).model.to(accelerator.device)
+                pruned = run.evaluate(again, teacher, alone=True)
+                log.evaluation(steps, pruned)
+                trackers.evaluation(steps, pruned)
+                gallery = Gallery()
+                facts = layer_facts(
+                    pruner.layers, run.loaded, run.checkpoint, settings.prune.allocation, costs["applications"]
+                )
+                report = measure(written, facts, gallery.add)
+                manifest = Manifest(
+                    method=settings.prune.method,
+                    seed=settings.train.seed,
+                    steps=steps,
+                    phases=pruner.schedule,
+                    inputs=inputs,
+                    outputs={str(file.relative_to(staged)): sha256_file(file) for file in files},
+                    recipe_sha256=recipe.sha256,
+                    masks_sha256=weights.masks_sha256(),
+                    metrics=_before_and_after(dense, pruned, run.objective),
+                    seconds={"training": seconds, "total": time.perf_counter() - began},
+                    threads=torch.get_num_threads(),
+                    block_costs=pruner.costs,
+                )
+                sizes = FileSizes.of(run.checkpoint, staged, files)
+                (staged / "metrics.jsonl").write_bytes(folder.log.read_bytes())
+                (staged / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+                write_json(staged / "sparsity.json", report.as_json())
+                write_json(staged / "manifest.json", manifest.as_json())
+                write_html(staged / HTML_FILE, out.name, report, gallery, read_run(staged))
+                write_card(staged, out.name, report, manifest.as_json(), sizes, run.architecture, companions)
+        folder.remove()
+        return PruneResult(out, report, manifest.metrics, sizes, time.perf_counter() - began)
+
+
+def _look_for_state(
+    run: Run, folder: RunFolder, out: Path, *, resume: bool, anew: bool
+) -> tuple[dict[str, str], SavedState | None]:
+    """The hashes of the input's files, and the state to go on from: the main process looks, the others take its word."""
+    meet()  # whoever could not set up is gone by now
+    inputs: dict[str, str] = {}
+    state = None
+    if is_main():
+        check_free_space(out.parent, 2 * run.checkpoint.bytes)
+        inputs = {file.path.name: sha256_file(file.path) for file in run.checkpoint.files}
+        processes = describe_processes(run.settings.train, run.accelerator)
+        state = open_run(folder, run.settings, inputs, processes, resume=resume, anew=anew)
+    return from_main((inputs, state))
+
+
+def _see_costs(run: Run) -> dict[str, Any]:
+    """JSON of what the model was seen to do for one example: {"applications", "blocks"}; saved with the run's state."""
+    layers = decide_layers(run.loaded.model, run.settings.prune, run.loaded.stored_names)
+    applications, blocks = see_costs(run.loaded.model, layers, run.settings, run.data)
+    return {"applications": applications, "blocks": blocks}
+
+
+def _dense_metrics(run: Run, teacher: nn.Module | None, state: SavedState | None, watcher: Watcher) -> dict[str, float]:
+    """The metrics of the checkpoint that came in; an interrupted run has noted them."""
+    metrics = dict(state.about["dense"]) if state else run.evaluate(run.loaded.model, teacher)
+    watcher.say(f"dense: {describe_metrics(metrics)}")
+    return metrics
+
+
+def _log(folder: RunFolder, settings: Recipe, state: SavedState | None) -> AbstractContextManager[MetricsLog | None]:
+    """metrics.jsonl of the main process; the others have none."""
+    if not is_main():
+        return nullcontext()
+    return MetricsLog(folder.log, settings.train.log_every, state.about["log_bytes"] if state else 0)
+
+
+def _before_and_after(
+    dense: Mapping[str, float], pruned: Mapping[str, float], objective: Objective
+) -> dict[str, Metric]:
+    return {name: Metric(value, pruned[name], objective.metrics.get(name, False)) for name, value in dense.items()}
+
+
+def _train(
+    run: Run,
+    pruner: Pruner,
+    teacher: nn.Module | None,
+    keeper: Keeper,
+    log: MetricsLog | None,
+    trackers: Trackers,
+    watcher: Watcher,
+    collapse: CollapseWatch | None,
+    chosen: Iterable[int] | None,
+) -> float:
+    """Train to the end of the schedule; the seconds it took, those before an interruption included."""
+    keep_freed_memory()
+    seconds = 0.0
+
+    def on_step(record: StepRecord) -> None:
+        nonlocal seconds
+        seconds = record.seconds
+        if log:
+            log.step(record)
+        trackers.step(record)
+        watcher.step(record)
+
+    train(
+        run.loaded.model,
+        pruner,
+        run.objective,
+        run.data,
+        run.settings,
+        run.accelerator,
+        teacher=teacher,
+        dtypes=run.loaded.dtypes,
+        on_step=on_step,
+        keeper=keeper,
+        collapse=collapse,
+        chosen=chosen,
+    )
+    return seconds
+
+
+def _collapse_watch(run: Run, dense: Mapping[str, float]) -> CollapseWatch | None:
+    """None where the recipe does not want one, or evaluates at the end only."""
+    if run.settings.train.evaluate_every is None or not run.settings.train.stop_on_collapse:
+        return None
+    return CollapseWatch(guess_of(run.objective, run.loaded.model, run.data), dense, run.settings)

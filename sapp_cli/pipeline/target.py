@@ -1,0 +1,39 @@
+"""The sparsity of a run that is to meet a size or a speed-up: solved for, or that of the run to go on with."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from sapp_cli.checkpoint.source import open_checkpoint
+from sapp_cli.errors import SappError, UsageError
+from sapp_cli.inputs.models import load_model
+from sapp_cli.pipeline.start import read_data
+from sapp_cli.recipe.load import LoadedRecipe
+from sapp_cli.recipe.located import located
+from sapp_cli.targets import Solved, sparsity_for_size, sparsity_for_speedup
+from sapp_cli.training.run_state import RunFolder
+
+
+@located
+def solve_target(recipe: LoadedRecipe, checkpoint_path: Path, size: int | None, speedup: float | None) -> Solved:
+    """The sparsity that meets a size in bytes, or else a speed-up. Raises UsageError where none does."""
+    settings = recipe.recipe
+    checkpoint = open_checkpoint(checkpoint_path)
+    loaded = load_model(checkpoint, settings.model)
+    if size is not None:
+        return sparsity_for_size(checkpoint, loaded, settings, size)
+    assert speedup is not None, "one of the two is given"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--target-speedup: every process would measure another time; find it with `sapp plan` first")
+    data = None
+    with suppress(SappError):  # a config may say what the model takes
+        data = read_data(settings, checkpoint)
+    return sparsity_for_speedup(loaded, settings, data, speedup)
+
+
+def interrupted_sparsity(out: Path) -> float | None:
+    """`prune.sparsity` of the interrupted run of OUT; None where there is none."""
+    state = RunFolder(out).latest()
+    return None if state is None else float(state.about["recipe"]["prune"]["sparsity"])

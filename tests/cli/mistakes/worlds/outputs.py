@@ -1,0 +1,71 @@
+"""Places that are taken, run states, and outputs that somebody changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sapp_cli.recipe.load import load_recipe
+from tests.cli.mistakes.setups import WORLDS, put, settings, world
+
+# places
+put("an output below a file", "file", "mine")
+
+
+@world("an output that is there")
+def _(folder: Path) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine/model.safetensors").write_bytes(b"mine")
+
+
+@world("a folder of somebody else's")
+@world("a target and an output that is there")
+def _(folder: Path) -> None:
+    WORLDS["an output that is there"](folder)
+
+
+put("a state of another version", ".result.sapp-run/step-000000010/state.json", '{"version": 99}')
+put("a recipe that is there", "mine.yaml", "mine")
+put("a shipped recipe that is there", "digits.yaml", "mine")
+
+# outputs that were changed
+put("a report that is none", "out/sparsity.json", '{"version": 1}')
+put("a report without names", "out/sparsity.json", '{"layers": [{}]}')
+put("a report with a wrong value", "out/sparsity.json", '{"layers": [{"name": "hidden1.weight", "pruned": "yes"}]}')
+put("a log that is none", "out/metrics.jsonl", "[]\n")
+put("a log without steps", "out/metrics.jsonl", "{}\n")
+settings("a metric without numbers", "out/manifest.json", metrics={"accuracy": {"dense": "good"}})
+settings("a phase without a name", "out/manifest.json", phases=[{}])
+settings("a phase without a count", "out/manifest.json", phases=[{"phase": "dense", "round": -1}])
+settings("phases that are no list", "out/manifest.json", phases={})
+settings("metrics that are no object", "out/manifest.json", metrics=[])
+settings("a manifest of files elsewhere", "out/manifest.json", outputs={"../x.safetensors": "0"})
+put("a bench.json that is none", "out/bench.json", "{}")
+
+
+@world("weights that were changed after the run")
+def _(folder: Path) -> None:
+    path = folder / "out/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+
+
+# run states
+RUN = {"version": 2, "recipe": {"train": {"steps": 10}}, "inputs": {}, "processes": "1", "dense": {}, "log_bytes": 0}
+STATE = ".result.sapp-run/step-000000010/state.json"
+put("an interrupted run in the way", STATE, json.dumps(RUN))
+put("a state that is damaged", STATE, "{")
+put("a state that somebody changed", STATE, '{"version": 2}')
+
+
+@world("another run's state")
+def _(folder: Path) -> None:
+    """Of the same recipe with another sparsity, on another checkpoint."""
+    settings = load_recipe(folder / "recipe.yaml", ["prune.sparsity=0.8"]).recipe.model_dump(mode="json")
+    (folder / STATE).parent.mkdir(parents=True)
+    (folder / STATE).write_text(json.dumps({**RUN, "recipe": settings, "inputs": {"net.safetensors": "0"}}))
+
+
+put("a folder that is a file", "mine", "mine")
