@@ -130,6 +130,7 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
     lines += [
         "  score: fisher                   # blocks rank by what the loss loses with them, which compares across layers,",
         f"  allocation: {budget:<20}# so all layers share one budget; uniform: each keeps its own share of blocks",
+        "  floor: 0.5                      # of which each layer keeps at least this",
     ]
     outputs = _output_layers(checkpoint)
     if outputs:
