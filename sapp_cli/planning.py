@@ -17,7 +17,7 @@ from sapp_cli.report.sparsity import LayerFacts, SparsityReport, expected_counts
 from sapp_cli.training.footprint import Footprint
 
 FP32 = 4  # bytes
-HEAP_SLACK = 0.2
+HEAP_SLACK = 1 / 3
 """Share of what comes and goes that a CPU's heap holds beyond it, in pieces that fit nothing (docs/results-engine.md)."""
 
 

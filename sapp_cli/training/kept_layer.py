@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,8 @@ class KeptLayer:
             return whole
         bias = owner.bias
         assert bias is None or isinstance(bias, Tensor), "of a Linear"
-        with torch.autocast(device, enabled=False):  # some blocks in float32 are faster than all of them in bfloat16
+        # Some blocks in float32 are faster than all of them in bfloat16.
+        with torch.autocast(device, enabled=False) if casts else nullcontext():
             scale = masked.method.kept_scale(values, masked.state)
             y = self._product(x.to(values.dtype), values, scale, bias)
         return y.to(torch.get_autocast_dtype(device)) if casts else y
