@@ -74,16 +74,14 @@ class _AttentionMask(torch.autograd.Function):
 
 
 def as_matrix(weight: Tensor, layout: MatrixLayout) -> Tensor:
-    """The weight as its matrix (out, in); a view where the layout allows it."""
-    if layout.kind == "linear":
-        return weight
+    """The weight as its matrix (out, in); a view where the layout allows it, never the weight itself: the workspace takes a
+    tensor that somebody else holds for one in use.
+    """
     return weight.permute(layout.axes).reshape(layout.matrix)
 
 
 def from_matrix(matrix: Tensor, layout: MatrixLayout) -> Tensor:
     """The inverse of `as_matrix`: (out, in) -> the weight's own shape, a view."""
-    if layout.kind == "linear":
-        return matrix
     return matrix.reshape(layout.permuted_shape).permute(layout.inverse_axes)
 
 
