@@ -134,14 +134,17 @@ def see_costs(
 ) -> tuple[dict[str, int] | None, dict[str, int] | None]:
     """(applications, None if not known; what the recipe's allocation has to be told of each pruned layer's blocks, or None).
 
-    Raises SettingError where the allocation needs to see the model at work and cannot.
+    The second is None too where the recipe leaves the allocation open and the model cannot be seen at work; a block's
+    parameters stand in. Raises SettingError where the recipe's allocation needs to see it and cannot.
     """
-    allocation = recipe.prune.allocation
+    allocation = recipe.prune.resolved_allocation
     applications = see_applications(model, layers, recipe, data)
     if allocation == "time":
         return applications, picoseconds_of_blocks(layers, see_times(model, layers, recipe, data)[0])
     if allocation == "multiply-adds":
         if applications is None:
+            if recipe.prune.allocation is None:
+                return None, None
             with _measurable():
                 count_applications(model, layers, example_run(model, recipe, data))
         assert applications is not None, "the same call has just failed"

@@ -66,13 +66,13 @@ def make_plan(
 
     `applications` {layer name: times its weight is applied to an example}; None where that is not known.
     """
-    facts = layer_facts(layers, loaded, checkpoint, recipe.prune.allocation, applications)
+    facts = layer_facts(layers, loaded, checkpoint, recipe.prune.resolved_allocation, applications)
     kept = {layer.stored: layer.kept_count for layer in layers if layer.pruned}
     parameters, size = other_tensors(facts, loaded, checkpoint)
     report = make_report(facts, expected_counts(kept), parameters, parameters, size)
     spans = recipe.prune.settings.spans(recipe.prune.timetable)
     memory = expected_memory(loaded, layers, spans, recipe)
-    return Plan(layers, report, spans, schedule, memory, recipe.prune.allocation)
+    return Plan(layers, report, spans, schedule, memory, recipe.prune.resolved_allocation)
 
 
 def layer_facts(
@@ -136,7 +136,7 @@ def expected_memory(
         "optimizer": moments * weights,
         "masked_weights": pruned,
         "pruned_weights": round(pruned * recipe.prune.sparsity) if comes_back else 0,
-        "squared_gradients": pruned if recipe.prune.score == "fisher" else 0,
+        "squared_gradients": pruned if recipe.prune.resolved_score == "fisher" else 0,
         "teacher": weights if has_teacher else 0,
     }
 

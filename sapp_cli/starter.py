@@ -83,9 +83,6 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
     task = next((task for endings, task in TASKS if architecture and architecture.endswith(endings)), TENSORS)
     shares = {block: _share(checkpoint, block) for block in BLOCKS}
     block = _block(shares)
-    budget = (
-        "multiply-adds" if architecture else "parameters"
-    )  # what the model computes, where it can be built without data
     lines = [
         f"# {_title(checkpoint, architecture)}: {task.name}, 80 % in {block}×{block} blocks",
         "#",
@@ -128,9 +125,8 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
         for size, share in shares.items()
     ]
     lines += [
-        "  score: fisher                   # blocks rank by what the loss loses with them, which compares across layers,",
-        f"  allocation: {budget:<20}# so all layers share one budget; uniform: each keeps its own share of blocks",
-        "  floor: 0.5                      # of which each layer keeps at least this",
+        "  # The blocks of all layers compete for one budget of multiply-adds, by what the loss loses with them;",
+        "  # `allocation: uniform` gives each layer its own share, `floor` what each keeps in any case.",
     ]
     outputs = _output_layers(checkpoint)
     if outputs:

@@ -38,15 +38,16 @@ def sparsity_for_size(checkpoint: Checkpoint, loaded: LoadedModel, recipe: Recip
 
     Raises UsageError where no sparsity is enough, none is needed, or the allocation leaves the size open.
     """
-    if recipe.prune.allocation not in ("uniform", "parameters"):
+    allocation = recipe.prune.resolved_allocation
+    if allocation not in ("uniform", "parameters"):
         raise UsageError(
-            f"--target-size: with prune.allocation {recipe.prune.allocation} the size depends on which blocks win; take "
+            f"--target-size: with prune.allocation {allocation} the size depends on which blocks win; take "
             "uniform or parameters"
         )
 
     def size(sparsity: float) -> float:
         layers = _decide(loaded, recipe.prune, sparsity)
-        return expected_file_bytes(checkpoint, loaded, layers, recipe.prune.allocation)
+        return expected_file_bytes(checkpoint, loaded, layers, allocation)
 
     dense = expected_file_bytes(checkpoint, loaded, [], "uniform")
     if dense <= most:
@@ -71,9 +72,10 @@ def sparsity_for_speedup(loaded: LoadedModel, recipe: Recipe, data: DataSets | N
     Each layer is timed dense and with a few numbers of blocks, the whole model dense; what the layers save is taken off.
     Raises UsageError where no sparsity is enough, or the allocation leaves the time open.
     """
-    if recipe.prune.allocation not in ("uniform", "time"):
+    allocation = recipe.prune.resolved_allocation
+    if allocation not in ("uniform", "time"):
         raise UsageError(
-            f"--target-speedup: with prune.allocation {recipe.prune.allocation} the time depends on which blocks win; take "
+            f"--target-speedup: with prune.allocation {allocation} the time depends on which blocks win; take "
             "uniform or time"
         )
     layers = _decide(loaded, recipe.prune, 1 - 1 / STEPS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -204,11 +204,12 @@ def with_target(
     checkpoint: Path,
     given: tuple[str | None, float | None],
     sparsity: float | None,
-    again: Callable[[tuple[str, float]], LoadedRecipe],
+    again: Callable[[Mapping[str, tuple[str, Any]]], LoadedRecipe],
     resumed: Path | None = None,
 ) -> LoadedRecipe:
-    """The recipe `again` makes with the (flag, sparsity) that meets the target size or speed-up `given`; as it is without one.
+    """The recipe `again` makes with the {key: (flag, value)} that meet the size or speed-up `given`; as it is without one.
 
+    These are the sparsity, and where the recipe leaves it open what to spend: the very thing that has a target.
     `resumed`: OUT of a run to go on with, whose sparsity is taken if there is one.
     """
     size, speedup = given
@@ -223,12 +224,17 @@ def with_target(
     from sapp_cli.checkpoint.write import parse_size
     from sapp_cli.pipeline.target import interrupted_sparsity, solve_target
 
+    settings = recipe.recipe.prune
+    own: dict[str, tuple[str, Any]] = {}
+    if settings.allocation is None and settings.resolved_allocation != "uniform":
+        own["prune.allocation"] = flag, "parameters" if size is not None else "time"
+        recipe = again(own)
     found = interrupted_sparsity(resumed) if resumed else None
     if found is None:
         solved = solve_target(recipe, checkpoint, parse_size(size) if size is not None else None, speedup)
         print(solved.text, file=sys.stderr)
         found = solved.sparsity
-    return again((flag, found))
+    return again({**own, "prune.sparsity": (flag, found)})
 
 
 def parse_block_size(text: str | None) -> int | list[int] | str | None:

@@ -67,7 +67,7 @@ def plan(
         checkpoint,
         (target_size, target_speedup),
         sparsity,
-        lambda found: read_recipe(recipe, sets, {**flags, "prune.sparsity": found}),
+        lambda found: read_recipe(recipe, sets, {**flags, **found}),
     )
     if print_config:
         print(loaded.dump(with_origins=True), end="")

@@ -112,7 +112,7 @@ def prune(
         checkpoint,
         (target_size, target_speedup),
         sparsity,
-        lambda found: read_recipe(recipe, sets, {**flags, "prune.sparsity": found}),
+        lambda found: read_recipe(recipe, sets, {**flags, **found}),
         out if resume else None,
     )
     if print_config:

@@ -18,9 +18,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class SequentialAttention(Method):
     """Differentiable scores guide the search: Ŵ = W ⊙ A ⊙ keep with A = n·softmax(L)."""
 
-    score: Literal["attention", "effective-norm", "norm"] = "effective-norm"
-    """How blocks rank: `attention` by A (the paper), `effective-norm` by A·‖W_b‖_F (what pruning removes; for
-    fine-tuning), `norm` by ‖W_b‖_F (only for the paper's Fig. 2a)."""
+    score: Literal["attention", "effective-norm", "norm"] | None = None
+    """How blocks rank where `prune.score` does not say it: `attention` by A (the paper), `effective-norm` by A·‖W_b‖_F (what
+    pruning removes), `norm` by ‖W_b‖_F (only for the paper's Fig. 2a). null: by Fisher information, as `prune.score` has it."""
 
     lr: Annotated[float, Field(gt=0)] | Literal["same"] | None = None
     """Learning rate of the logits at its peak. null: under Adam rates that add up to 3 over the run, under SGD three

@@ -174,7 +174,7 @@ def prune(
                 trackers.evaluation(steps, pruned)
                 gallery = Gallery()
                 facts = layer_facts(
-                    pruner.layers, run.loaded, run.checkpoint, settings.prune.allocation, costs["applications"]
+                    pruner.layers, run.loaded, run.checkpoint, settings.prune.resolved_allocation, costs["applications"]
                 )
                 report = measure(written, facts, gallery.add)
                 manifest = Manifest(

@@ -18,7 +18,7 @@ def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
     selection that gradients could be gathered in.
     """
     spans = settings.settings.spans(settings.timetable)
-    if settings.score == "fisher" and spans[0].phase is not Phase.DENSE:
+    if settings.resolved_score == "fisher" and spans[0].phase is not Phase.DENSE:
         raise SettingError(
             [("prune.phases", "score fisher gathers gradients first: give `dense` a share of the run, e.g. 0.05")]
         )
@@ -33,14 +33,16 @@ def block_costs(
 ) -> dict[str, int] | None:
     """{pruned layer: what one block costs} in the unit of the allocation; None where each layer has its own count.
 
-    Parameters are known from the blocks, other costs are those given. Raises SettingError where they are needed and missing.
+    Parameters are known from the blocks, other costs are those given. Where none are and the settings do not ask for them by
+    name, parameters stand in for multiply-adds. Raises SettingError where they are needed and missing.
     """
     pruned = [layer for layer in layers if layer.pruned]
-    if settings.allocation == "uniform":
+    allocation = settings.resolved_allocation
+    if allocation == "uniform":
         return None
-    if settings.allocation == "parameters":
+    if allocation == "parameters" or (costs is None and settings.allocation is None):
         return {layer.name: math.prod(layer.grid.block) for layer in pruned if layer.grid is not None}
     if costs is None:
-        problem = f"{settings.allocation} has to be measured first: give the Pruner `costs`, from sapp_cli.costs"
+        problem = f"{allocation} has to be measured first: give the Pruner `costs`, from sapp_cli.costs"
         raise SettingError([("prune.allocation", problem)])
     return {layer.name: costs[layer.name] for layer in pruned}

@@ -6,7 +6,7 @@ Our own loop, a user's loop and a trainer's callback all drive the same object:
     optimizer = torch.optim.AdamW(pruner.parameter_groups(lr=3e-4))
     for t, batch in enumerate(batches):
         pruner.step(t, optimizer)                                  # before each forward
-        ...                                                        # with prune.score fisher: pruner.observe(t) after backward
+        ...                                                        # the step as it was
     state = pruner.fold()                                          # a state dict under the model's own names
 """
 
@@ -19,18 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sapp_cli.core.masks import as_matrix, attention, from_matrix, spread
+from sapp_cli.core.masks import attention, from_matrix
 from sapp_cli.core.schedule import Moment, Phase, ramp
 from sapp_cli.core.selection import floor_count, ramp_count, uniform, within_budget
 from sapp_cli.errors import UsageError
-from sapp_cli.layers import FoldedState, attach, decide_layers, held, put, rows_held, whole
+from sapp_cli.layers import FoldedState, attach, decide_layers, put
 from sapp_cli.methods import BlockState
 from sapp_cli.pruner.decisions import block_costs, make_schedule
 from sapp_cli.pruner.held_blocks import HeldBlocks
 from sapp_cli.pruner.parameter_groups import logit_settings, weight_groups
+from sapp_cli.pruner.squared_gradients import SquaredGradients
 from sapp_cli.recipe.schema import PruneSection, exact
-
-FISHER_DECAY = 0.95  # of the running mean of squared gradients: about the last twenty steps count
 
 
 class Pruner:
@@ -42,7 +41,7 @@ class Pruner:
 
     Attributes: `layers`, every weight with its decision; `attached`, the pruned ones in the live model; `schedule`;
     `support`, the masks {layer name: keep} of the last sparse phase, empty before the first; `exchanged`, the share of its
-    kept blocks that the sparse phase before it had not kept, None before the second.
+    kept blocks that the sparse phase before it had not kept, None before the second; `gradients`, what `observe` has gathered.
 
     Raises SettingError if no layer would be pruned, a rule matches nothing, the run is too short for its timetable, or an
     allocation lacks its costs.
@@ -66,8 +65,9 @@ class Pruner:
         self.attached = attach(model, self.layers, self.method, self.settings.lock_zero_blocks)
         self.support: dict[str, Tensor] = {}
         self.exchanged: float | None = None
-        self.moments: dict[str, Tensor] = {}  # {layer name: running mean of (dL/dŴ)², in the weight's shape}
+        self.gradients = SquaredGradients(self.attached, self.method)
         self._held: dict[str, HeldBlocks] = {}
+        self._step = 0
 
     def parameter_groups(
         self,
@@ -122,10 +122,14 @@ class Pruner:
     def step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> Moment:
         """Bring the masks to where they are in step `step`, counted from 0; call it before the step's forward.
 
-        Where a phase begins, the state of `optimizer` is forgotten if one is given ("crucial", paper App. C.1).
+        Where a phase begins, the state of `optimizer` is forgotten if one is given ("crucial", paper App. C.1). Its own step
+        then calls `observe`, unless that has been done.
         """
         self._restore_pruned()
         moment = self.schedule.at(step)
+        self._step = step
+        if optimizer is not None and self.observes:
+            self.gradients.watch(optimizer, lambda: self.observe(self._step))
         if moment.begins:
             self._begin(moment)
             if optimizer is not None:
@@ -139,29 +143,19 @@ class Pruner:
 
     @property
     def observes(self) -> bool:
-        """True where blocks are ranked by gradients, which `observe` has to be shown."""
-        return self.settings.score == "fisher"
+        """True where blocks are ranked by gradients, which `observe` is shown."""
+        return self.settings.resolved_score == "fisher"
 
     @torch.no_grad()
     def observe(self, step: int) -> None:
         """Gather the gradients of step `step` where the score is `fisher`; nothing otherwise, nor in a sparse phase.
 
-        Call it after the whole step's backward, when the gradients are those of its mean loss over all batches and
-        processes, and before they are clipped. A pruned block keeps what was gathered until it was pruned.
+        An optimizer that `step` was given does it by itself, with gradients that may have been clipped: one factor for all
+        layers. Or call it after the whole step's backward, when the gradients are those of its mean loss over all batches and
+        processes. A pruned block keeps what was gathered until it was pruned.
         """
-        if not self.observes or self.schedule.at(step).phase is Phase.SPARSE:
-            return
-        for name, layer in self.attached.items():
-            if layer.theta.grad is None:
-                continue
-            masked = layer.masked
-            gradient = as_matrix(whole(layer.theta.grad), masked.layout).float()
-            # A step that overflows in fp16 is skipped by the optimizer; here it counts as none.
-            gradient = self.method.weight_gradient(gradient, layer.matrix, masked.state).nan_to_num(0.0, 0.0, 0.0)
-            moments = self._moments_of(name)
-            share = from_matrix(spread((1 - FISHER_DECAY) * masked.keep, masked.grid), masked.layout)
-            square = from_matrix(gradient.square(), masked.layout)
-            held(moments).lerp_(rows_held(moments, square), rows_held(moments, share))
+        if self.observes and self.schedule.at(step).phase is not Phase.SPARSE:
+            self.gradients.gather(step)
 
     @torch.no_grad()
     def hold(self) -> None:
@@ -189,8 +183,7 @@ class Pruner:
         """Go on from a saved run: the model's state is loaded already; masks, support and moments were those of then."""
         for name, keep in self.masks.items():
             keep.copy_(masks[name])
-        for name, gathered in (moments or {}).items():
-            put(self._moments_of(name), gathered)
+        self.gradients.restore(moments or {})
         self.support = {name: keep.to(self.masks[name].device) for name, keep in (support or {}).items()}
         if steps_done:
             self._remember(self.schedule.at(steps_done - 1))
@@ -271,19 +264,13 @@ class Pruner:
         """What a method is told of a layer's blocks, gathered gradients included where they rank them."""
         state = self.attached[name].masked.state
         if self.observes:
-            if not self.moments:
+            if not self.gradients.moments:
                 raise UsageError(
-                    "score fisher: no gradient was seen yet; call pruner.observe(step) after each backward"
+                    "score fisher: no gradient was seen yet; call pruner.step(step, optimizer) before each forward, or "
+                    "pruner.observe(step) after each backward"
                 )
-            # Zeros for a layer that takes no part in the loss, such as an unused pooler: all its blocks are equal.
-            state.moments = as_matrix(whole(self._moments_of(name)), self.attached[name].masked.layout)
+            state.moments = self.gradients.matrix(name)
         return state
-
-    def _moments_of(self, name: str) -> Tensor:
-        """What was gathered of a layer, zeros at first; under FSDP spread as its weight is."""
-        if name not in self.moments:
-            self.moments[name] = torch.zeros_like(self.attached[name].theta, dtype=torch.float32, requires_grad=False)
-        return self.moments[name]
 
     def _compare_support(self) -> None:
         if self.support:

@@ -299,6 +299,10 @@ class TrainSection(Section):
     stop_on_collapse: bool = True
     """End the run with exit code 6 where two evaluations running, well into a sparse phase, are no better than guessing."""
 
+    stop_on_cut_off: bool = True
+    """End the run with exit code 6 where pruning has left no path through a layer, so that nothing trains what is left of it;
+    false: go on without that layer, as where queries meet no key and attention is the same for all tokens."""
+
     save_steps: PositiveInt | None = None
     """Steps between saved run states, from which --resume goes on; null: by `save_minutes`."""
 
@@ -340,6 +344,8 @@ class PhasesSection(Section):
         return self
 
 
+Score = Literal["attention", "effective-norm", "norm", "fisher"]
+Allocation = Literal["uniform", "parameters", "multiply-adds", "time"]
 BlockSize = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
@@ -395,18 +401,21 @@ class PruneSection(Section):
     """Timetable: `fine-tune` for trained checkpoints, the paper's two for training from scratch, or fractions of one's
     own."""
 
-    score: Literal["attention", "effective-norm", "norm", "fisher"] | None = None
+    score: Score | None = None
     """How blocks rank, for every method. `effective-norm`: by the norm of what pruning removes; `norm`: by ‖W_b‖_F;
     `fisher`: by √(Σ g²·W²) with the gradients g of the dense and sparsification phases, times A under
-    sequential-attention; `attention`: by A, which only that method has. null: `prune.attention.score` under
-    sequential-attention, `norm` under the others."""
+    sequential-attention; `attention`: by A, which only that method has. null: `fisher` under sequential-attention
+    (`prune.attention.score` if that is set, `effective-norm` in a timetable that does not begin dense), `norm` under the
+    others."""
 
-    allocation: Literal["uniform", "parameters", "multiply-adds", "time"] = "uniform"
+    allocation: Allocation | None = None
     """Where the blocks go. `uniform`: every layer keeps the share that its target says. The others add up what these
     blocks cost, in stored parameters, multiply-adds of an example, or measured time, and spend that over all layers on
-    the blocks of greatest score per cost. Scores compare across layers with score `fisher`, not by norm."""
+    the blocks of greatest score per cost. Scores compare across layers with score `fisher`, not by norm. null:
+    `multiply-adds` where blocks rank by `fisher` (`parameters` with --target-size, `time` with --target-speedup), else
+    `uniform`."""
 
-    floor: Share = 0.2
+    floor: Share = 0.5
     """Of an allocation over all layers: each layer keeps at least this share of the blocks that `uniform` would leave
     it, and always one."""
 
@@ -428,11 +437,30 @@ class PruneSection(Section):
         return self
 
     @property
+    def resolved_score(self) -> Score:
+        """`score`, or what null stands for."""
+        if self.score is not None:
+            return self.score
+        if self.method != "sequential-attention":
+            return "norm"
+        if self.attention.score is not None:
+            return self.attention.score
+        return "fisher" if self.timetable.dense else "effective-norm"
+
+    @property
+    def resolved_allocation(self) -> Allocation:
+        """`allocation`, or what null stands for."""
+        if self.allocation is not None:
+            return self.allocation
+        return "multiply-adds" if self.resolved_score == "fisher" else "uniform"
+
+    @property
     def settings(self) -> Method:
         """The method with its settings."""
-        own = self.score is not None and self.score != "fisher"
+        score = self.resolved_score
+        attention = self.attention if score == "fisher" else self.attention.model_copy(update={"score": score})
         methods: dict[MethodName, Method] = {
-            "sequential-attention": self.attention.model_copy(update={"score": self.score}) if own else self.attention,
+            "sequential-attention": attention,
             "acdc": self.acdc,
             "powerprop": Powerprop(),
             "magnitude": Magnitude(),

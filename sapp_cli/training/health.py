@@ -54,5 +54,6 @@ class GradientWatch:
             more = f" (and {len(cut_off) - 1} more)" if len(cut_off) > 1 else ""
             raise TrainingError(
                 f"'{self._attached[cut_off[0]].layer.stored}'{more} gets no gradient any more in step {moment.step + 1}: "
-                "pruning left no path through it. Lower its sparsity with a rule in prune.rules, or take smaller blocks"
+                "pruning left no path through it. Lower its sparsity with a rule in prune.rules, take smaller "
+                "blocks, or set train.stop_on_cut_off: false to go on without it"
             )

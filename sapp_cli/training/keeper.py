@@ -25,6 +25,7 @@ FREE_TO_CHANGE = frozenset(
         "train.save_steps",
         "train.log_every",
         "train.stop_on_collapse",
+        "train.stop_on_cut_off",
         "train.trackers",
         "data.workers",
     }

@@ -139,7 +139,7 @@ def train(
     if keeper:
         keeper.restore(model, pruner, phases, optimizer, accelerator)
     evaluation_size = recipe.data.evaluation_batch_size or recipe.data.batch_size
-    watch = GradientWatch(pruner.attached, steps)
+    watch = GradientWatch(pruner.attached, steps) if settings.stop_on_cut_off else None
     began = time.perf_counter() - (keeper.seconds_before if keeper else 0.0)
     with graceful_stop() as stop, phases, compile_errors(settings):
         for step in range(start, steps) if chosen is None else chosen:
@@ -150,7 +150,8 @@ def train(
             batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
             loss, parts = _backward(replica.module, objective, batches, teacher, weights + pruner.logits, accelerator)
             must_be_finite(loss, "the loss", moment, recipe)
-            watch.look(moment)
+            if watch:
+                watch.look(moment)
             if (settings.clip_norm is not None or pruner.observes) and accelerator.sync_gradients:
                 accelerator.unscale_gradients(optimizer)
             pruner.observe(step)

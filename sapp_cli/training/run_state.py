@@ -140,7 +140,7 @@ def collect(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"keep.{name}": keep for name, keep in pruner.masks.items()}
     tensors |= {f"support.{name}": keep for name, keep in pruner.support.items()}
-    tensors |= {f"moments.{name}": gathered for name, gathered in pruner.moments.items()}
+    tensors |= {f"moments.{name}": gathered for name, gathered in pruner.gradients.moments.items()}
     trained = _trained(pruner)
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(trained.get(id(parameter), parameter), {}).items():

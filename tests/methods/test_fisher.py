@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 from sapp_cli.core.masks import as_matrix
 from sapp_cli.core.schedule import Phase
 from sapp_cli.errors import SettingError, UsageError
-from sapp_cli.pruner.pruner import FISHER_DECAY, Pruner
+from sapp_cli.pruner import Pruner
+from sapp_cli.pruner.squared_gradients import FISHER_DECAY
 
 METHODS = ["sequential-attention", "acdc", "powerprop", "magnitude", "gradual-magnitude"]
 LAYERS = {
@@ -61,7 +62,7 @@ def test_a_zero_block_has_no_gradient_to_divide_by():
     pruner.step(0)
     model(torch.randn(3, 8)).sum().backward()
     pruner.observe(0)
-    assert pruner.moments["weight"].isfinite().all()
+    assert pruner.gradients.moments["weight"].isfinite().all()
 
 
 def test_the_running_mean_by_hand():
@@ -74,7 +75,7 @@ def test_the_running_mean_by_hand():
         pruner.observe(step)
     rest = 1 - FISHER_DECAY
     wanted = [rest * (FISHER_DECAY * 1 + 9), rest * (FISHER_DECAY * 4 + 1)]
-    torch.testing.assert_close(pruner.moments["weight"][0], torch.tensor(wanted))
+    torch.testing.assert_close(pruner.gradients.moments["weight"][0], torch.tensor(wanted))
 
 
 def test_blocks_rank_by_gradient_times_weight():
@@ -117,7 +118,7 @@ def test_nothing_is_gathered_in_a_sparse_phase_nor_of_pruned_blocks():
         model.zero_grad()
         model(torch.randn(4, 16)).square().mean().backward()
         pruner.observe(step)
-        now = pruner.moments["weight"].clone()
+        now = pruner.gradients.moments["weight"].clone()
         if before is not None:
             same = (now == before).view(4, 4, 4, 4).all(3).all(1)  # a block
             assert same[~pruner.masks["weight"]].all()
@@ -132,8 +133,8 @@ def test_overflowing_gradients_count_as_none():
     model(torch.ones(1, 4)).sum().backward()
     model.parametrizations.weight.original.grad[0, 0] = float("inf")
     pruner.observe(0)
-    assert pruner.moments["weight"].isfinite().all()
-    assert pruner.moments["weight"][0, 0] == 0
+    assert pruner.gradients.moments["weight"].isfinite().all()
+    assert pruner.gradients.moments["weight"][0, 0] == 0
 
 
 def test_whoever_does_not_show_gradients_is_told():
@@ -141,7 +142,9 @@ def test_whoever_does_not_show_gradients_is_told():
     pruner = Pruner(model, fisher(), 40)
     last = pruner.schedule.phases[1].stop - 1
     pruner.step(0)
-    with pytest.raises(UsageError, match=r"^score fisher: no gradient was seen yet; call pruner\.observe\(step\)"):
+    with pytest.raises(
+        UsageError, match=r"^score fisher: no gradient was seen yet; call pruner\.step\(step, optimizer\) before"
+    ):
         pruner.step(last)
 
 

@@ -74,8 +74,8 @@ def cell(request, method):
     x = torch.randn(16, *shape).to(dtype)
 
     def pruner(model, phases="fine-tune", **settings):
-        settings = {"method": method, "block_size": block, "sparsity": SPARSITY, "min_blocks": 1, **settings}
-        return Pruner(model, {**settings, "phases": phases}, STEPS)
+        shared = {"block_size": block, "sparsity": SPARSITY, "min_blocks": 1, "allocation": "uniform"}
+        return Pruner(model, {"method": method, **shared, **settings, "phases": phases}, STEPS)
 
     return model, x, pruner
 

@@ -198,7 +198,7 @@ def test_steps_from_epochs():
 
 
 def test_masks_hold_their_blocks_through_the_loop():
-    records, state = run(recipe())
+    records, state = run(recipe(prune={"allocation": "uniform"}))
     zero_blocks = (state["0.weight"].view(8, 4, 4, 4).abs().amax((1, 3)) == 0).sum().item()
     assert zero_blocks == 16
     assert records[-1].sparsity == 0.5
@@ -241,13 +241,14 @@ class Detour(nn.Module):
         return self.second(self.first(x)) + self.beside(x)
 
 
-def test_a_layer_that_pruning_cuts_off_is_noticed():
+def cut_off(**settings):
+    """Prune `first` and `second` so that no block of the one meets one of the other; the losses."""
     torch.manual_seed(0)
     model = Detour()
     with torch.no_grad():  # the block that stays in `first` gives outputs 0–3, the one in `second` wants 4–7
         model.first.weight[:4, :4] += 5
         model.second.weight[:, 4:8] += 5
-    settings = recipe(
+    chosen = recipe(
         prune={
             "method": "magnitude",
             "min_blocks": 1,
@@ -256,26 +257,38 @@ def test_a_layer_that_pruning_cuts_off_is_noticed():
                 {"match": "first", "sparsity": 0.93},
                 {"match": "second", "sparsity": 0.7},
             ],
-        }
+        },
+        **settings,
     )
-    pruner = Pruner(model, settings.prune, STEPS)
+    losses = []
+    train(
+        model,
+        Pruner(model, chosen.prune, STEPS),
+        make_objective(chosen.objective, model),
+        DATA,
+        chosen,
+        make_accelerator(chosen.train),
+        teacher=None,
+        dtypes={},
+        on_step=lambda record: losses.append(record.loss),
+    )
+    return losses
+
+
+def test_a_layer_that_pruning_cuts_off_is_noticed():
     with pytest.raises(TrainingError) as error:
-        train(
-            model,
-            pruner,
-            make_objective(settings.objective, model),
-            DATA,
-            settings,
-            make_accelerator(settings.train),
-            teacher=None,
-            dtypes={},
-            on_step=lambda record: None,
-        )
+        cut_off()
     assert str(error.value) == (
         "'first.weight' gets no gradient any more in step 4: pruning left no path through it. Lower its sparsity with a rule "
-        "in prune.rules, or take smaller blocks"
+        "in prune.rules, take smaller blocks, or set train.stop_on_cut_off: false to go on without it"
     )
     assert error.value.exit_code == 6
+
+
+def test_a_run_can_go_on_without_it():
+    losses = cut_off(train={"steps": STEPS, "stop_on_cut_off": False})
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0]
 
 
 def test_the_optimizer_may_keep_its_state_at_phase_boundaries():
