@@ -15,7 +15,7 @@ from sapp_cli.runtime.conv_geometry import Conv, ConvGeometry
 from sapp_cli.runtime.conv_operators import block_sparse_conv, registered
 from sapp_cli.runtime.conv_products import ConvProducts, conv_weight, dense_convolution
 from sapp_cli.runtime.linear import BlockSparseLinear, WeightState
-from sapp_cli.runtime.operators import is_tracing
+from sapp_cli.runtime.operators import has_tangents, is_tracing
 
 
 class BlockSparseConv(nn.Module):
@@ -124,9 +124,10 @@ class BlockSparseConv(nn.Module):
         return sum(products.bytes for _, products in self._products.values()) or self.matrix.weight_bytes
 
     def forward(self, x: Tensor) -> Tensor:
-        if type(x) is Tensor and x.is_cpu and not (x.requires_grad or is_compiling() or is_autocast_enabled("cpu")):
+        needs_thought = x.requires_grad or is_compiling() or is_autocast_enabled("cpu") or has_tangents()
+        if type(x) is Tensor and x.is_cpu and not needs_thought:
             return self._dense(x) if is_tracing() else self.convolve(x)
-        if is_tracing():
+        if has_tangents() or is_tracing():
             return self._dense(x)
         kind = x.device.type
         if is_autocast_enabled(kind) and x.dtype != torch.float64:
@@ -138,7 +139,7 @@ class BlockSparseConv(nn.Module):
         return self.convolve(x)
 
     def _dense(self, x: Tensor) -> Tensor:
-        """The forward pass for TorchScript."""
+        """The forward pass for TorchScript, and for derivatives forward."""
         return dense_convolution(self.weight, self.bias, self.geometry)(x)
 
     def convolve(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import WAYS, Choice, Way
 from sapp_cli.runtime.gpu import is_captured
-from sapp_cli.runtime.operators import block_sparse_linear, is_tracing, registered
+from sapp_cli.runtime.operators import block_sparse_linear, has_tangents, is_tracing, registered
 from sapp_cli.runtime.packing import input_major
 from sapp_cli.runtime.plain import dense_weight
 from sapp_cli.runtime.products import MOST_SEEN, Products
@@ -137,7 +137,8 @@ class BlockSparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # What most calls are comes first, and asks for nothing twice: a small layer takes a few microseconds.
-        if type(x) is Tensor and x.is_cpu and not (x.requires_grad or is_compiling() or is_autocast_enabled("cpu")):
+        needs_thought = x.requires_grad or is_compiling() or is_autocast_enabled("cpu") or has_tangents()
+        if type(x) is Tensor and x.is_cpu and not needs_thought:
             ways = self.state().ways
             seen = x.shape, x.dtype, get_num_threads()
             way = ways.get(seen)
@@ -148,7 +149,7 @@ class BlockSparseLinear(nn.Module):
                     ways.clear()
                 way = ways[seen] = self.products(x.dtype).way_for(x)
             return way(x)
-        if is_tracing():
+        if has_tangents() or is_tracing():
             return self._dense(x)
         kind = x.device.type
         if is_autocast_enabled(kind) and x.dtype != torch.float64:
@@ -159,7 +160,7 @@ class BlockSparseLinear(nn.Module):
         return self.multiply(x)
 
     def _dense(self, x: Tensor) -> Tensor:
-        """The forward pass for TorchScript."""
+        """The forward pass for TorchScript, and for derivatives forward."""
         return F.linear(x, self.weight, self.bias)
 
     def multiply(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from sapp_cli.runtime.linear import BlockSparseLinear
@@ -33,6 +34,11 @@ def registered(layer: BlockSparseLinear) -> int:
 def is_tracing() -> bool:
     """True while TorchScript records what torch computes: all that it does not see, it takes for a constant."""
     return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
+
+
+def has_tangents() -> bool:
+    """True within forward-mode differentiation, where torch's own kernels drop the tangent of x and ours cannot take x."""
+    return forward_ad._current_level >= 0
 
 
 @torch.library.custom_op("sapp::block_sparse_linear", mutates_args=(), **_TAGS)

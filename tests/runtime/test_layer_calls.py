@@ -258,6 +258,20 @@ def test_torchscript_records_the_dense_product():
         torch.testing.assert_close(traced(other), reference(other))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("way", CPU_WAYS)
+def test_derivatives_forward_are_those_of_the_dense_layer(way):
+    layer, (dense, sparse) = linear(way), convolution()
+    x, image = torch.randn(3, 36), torch.randn(2, 8, 5, 5)
+    layer(x), sparse(image)  # the ways are there already
+    for module, example, reference in ((layer, x, expected), (sparse, image, dense)):
+        tangent = torch.randn_like(example)
+        y, along = torch.func.jvp(module, (example,), (tangent,))
+        torch.testing.assert_close(y, reference(example))
+        torch.testing.assert_close(along, reference(tangent) - reference(torch.zeros_like(example)))
+    torch.testing.assert_close(torch.func.jacfwd(layer)(x[0]), WEIGHT)
+
+
 def test_export_and_dynamic_shapes():
     layer, x = linear(), torch.randn(4, 36)
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=2, max=64)},))
