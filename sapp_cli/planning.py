@@ -136,7 +136,6 @@ def expected_memory(
         "optimizer": moments * weights,
         "masked_weights": pruned,
         "pruned_weights": round(pruned * recipe.prune.sparsity) if comes_back else 0,
-        "squared_gradients": pruned if recipe.prune.resolved_score == "fisher" else 0,
         "teacher": weights if has_teacher else 0,
     }
 
@@ -154,7 +153,7 @@ def with_peak(parts: Mapping[str, int], footprint: Footprint | None, process: in
         parts["activations"] = max(0, footprint.step - step)
         step, evaluation = footprint.step, footprint.evaluation
     always = process + parts["weights"] + parts["teacher"]
-    moving = parts["optimizer"] + parts["pruned_weights"] + parts["squared_gradients"] + step
+    moving = parts["optimizer"] + parts["pruned_weights"] + step
     training = always + moving + (round(HEAP_SLACK * moving) if process else 0)
     at_the_end = always + parts["weights"] + evaluation  # what was written is loaded beside the model it came from
     return {**parts, "total": max(training, at_the_end)}

@@ -96,8 +96,8 @@ def test_the_hugging_face_trainer(tmp_path):
 def test_the_callback_shows_the_pruner_the_gradients(tmp_path):
     trainer, pruner, *_ = trainer_for(tmp_path, STEPS, STEPS, score="fisher", allocation="parameters")
     trainer.train()
-    assert set(pruner.gradients.moments) == set(pruner.masks)
-    assert all(bool((moments > 0).any()) for moments in pruner.gradients.moments.values())
+    assert set(pruner.fisher.blocks) == set(pruner.masks)
+    assert all(bool((gathered > 0).any()) for gathered in pruner.fisher.blocks.values())
     kept = [int(keep.sum()) for keep in pruner.masks.values()]
     assert sum(kept) == sum(
         keep.numel() // 2 for keep in pruner.masks.values()

@@ -115,6 +115,14 @@ def block_norms(matrix: Tensor, grid: BlockGrid) -> Tensor:
     return norms
 
 
+def block_product_squares(first: Tensor, second: Tensor, grid: BlockGrid) -> Tensor:
+    """‖(first ⊙ second)_b‖_F² of every block in fp32, (R, C); not differentiable."""
+    if not (_streams(first, grid) and _streams(second, grid)):
+        return as_blocks(first.detach().float() * second.detach().float(), grid).square().sum((1, 3))
+    parts = (torch.split(as_blocks(matrix.detach(), grid), _rows_a_pass(grid)) for matrix in (first, second))
+    return torch.cat([(its * other).square_().sum(1).sum(2) for its, other in zip(*parts, strict=True)])
+
+
 def spread(per_block: Tensor, grid: BlockGrid) -> Tensor:
     """One value a block (R, C) -> the same value at every entry of the block (out, in)."""
     (rows, columns), (br, bc) = grid.size, grid.block

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from sapp_cli.core.masks import block_norms, scale_blocks, scatter_blocks
+from sapp_cli.core.masks import block_norms, block_product_squares, scatter_blocks
 from sapp_cli.core.schedule import Moment, Span, Timetable
 from sapp_cli.grid import BlockGrid
 
@@ -28,9 +28,7 @@ class BlockState:
     keep: Tensor  # bool (R, C)
     logits: Tensor | None  # fp32 (R, C), for methods that have them
     density: float  # 1 − the layer's target sparsity
-    moments: Tensor | None = (
-        None  # fp32 (out, in), the running mean of (dL/dŴ)²: blocks rank by their Fisher information
-    )
+    fisher: Tensor | None = None  # fp32 (R, C), the running mean of Σ_b (dL/dŴ ⊙ Ŵ)², where blocks rank by it
 
 
 class Method(BaseModel):
@@ -66,19 +64,19 @@ class Method(BaseModel):
         return None if scale is None else scale[state.keep]
 
     def scores(self, theta: Tensor, state: BlockState) -> Tensor:
-        """How the blocks rank, fp32 (R, C), greater stays; here their size."""
-        return self.size(theta, state)
+        """How the blocks rank, fp32 (R, C), greater stays: by Fisher information if it was gathered, else as `size` has it."""
+        return self.size(theta, state) if state.fisher is None else state.fisher.sqrt()
 
     def size(self, theta: Tensor, state: BlockState) -> Tensor:
-        """‖θ_b‖_F of every block, (R, C); with gradients gathered √(Σ_b E[g²]·θ²), the block's Fisher information."""
-        return block_norms(theta if state.moments is None else theta.float() * state.moments.sqrt(), state.grid)
+        """How the blocks rank without gradients, fp32 (R, C); here ‖θ_b‖_F."""
+        return block_norms(theta, state.grid)
 
-    def weight_gradient(self, gradient: Tensor, theta: Tensor, state: BlockState) -> Tensor:
-        """dL/dŴ (out, in) from dL/dθ; 0 in blocks that are multiplied by 0."""
-        scale = self.scale(theta, state)
-        if scale is None:
-            return gradient
-        return scale_blocks(gradient, scale.reciprocal().masked_fill(scale == 0, 0.0), state.grid)
+    def sensitivity(self, gradient: Tensor, theta: Tensor, state: BlockState) -> Tensor:
+        """Σ_b (dL/dŴ ⊙ Ŵ)² of every block, fp32 (R, C), from dL/dθ; 0 for blocks whose scale is 0.
+
+        Where the scale does not depend on θ, dL/dŴ ⊙ Ŵ is dL/dθ ⊙ θ: it cancels out.
+        """
+        return block_product_squares(gradient, theta, state.grid)
 
     @torch.no_grad()
     def begin(self, moment: Moment, theta: Tensor, state: BlockState, before: Tensor) -> None:

@@ -30,13 +30,16 @@ class Powerprop(Method):
         norms: Tensor = torch.linalg.vector_norm(blocks.float(), dim=(1, 2))
         return norms
 
-    def scores(self, theta: Tensor, state: BlockState) -> Tensor:
-        return block_norms(theta, state.grid) * self.size(theta, state)  # ‖Ŵ_b‖_F = ‖θ_b‖²
+    def size(self, theta: Tensor, state: BlockState) -> Tensor:
+        return block_norms(theta, state.grid).square()  # ‖Ŵ_b‖_F = ‖θ_b‖²
 
-    def weight_gradient(self, gradient: Tensor, theta: Tensor, state: BlockState) -> Tensor:
-        # With n = ‖θ_b‖ the chain rule gives dL/dθ_b = n·g + (g·θ_b)·θ_b/n, hence dL/dθ_b·θ_b = 2n·(g·θ_b); solved for g.
-        norms = block_norms(theta, state.grid)
-        inverse = norms.reciprocal().masked_fill(norms == 0, 0.0)
-        along = (as_blocks(gradient.float(), state.grid) * as_blocks(theta.float(), state.grid)).sum((1, 3))  # (R, C)
-        radial = scale_blocks(theta.float(), along * inverse**3 / 2, state.grid)
-        return scale_blocks(gradient.float(), inverse, state.grid) - radial
+    def sensitivity(self, gradient: Tensor, theta: Tensor, state: BlockState) -> Tensor:
+        # With n = ‖θ_b‖ and g = dL/dŴ_b the chain rule gives dL/dθ_b = n·g + (g·θ_b)·θ_b/n, hence dL/dθ_b·θ_b = 2n·(g·θ_b),
+        # and g ⊙ Ŵ_b = n·g ⊙ θ_b = dL/dθ_b ⊙ θ_b − (dL/dθ_b·θ_b)·θ_b²/(2n²).
+        theta = theta.float()
+        product = gradient.float() * theta
+        squares = theta.square()
+        along = as_blocks(product, state.grid).sum((1, 3))  # (R, C)
+        norms = as_blocks(squares, state.grid).sum((1, 3))  # n²
+        share = (along / (2 * norms)).masked_fill(norms == 0, 0.0)
+        return block_norms(product - scale_blocks(squares, share, state.grid), state.grid).square()

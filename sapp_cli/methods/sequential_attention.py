@@ -59,10 +59,8 @@ class SequentialAttention(Method):
         # No gradient where pruned: through the softmax's normalizer alone Adam moved these more than the kept ones.
         return attention_mask(state.logits, state.density if self.clip else None, state.keep)
 
-    def scores(self, theta: Tensor, state: BlockState) -> Tensor:
+    def size(self, theta: Tensor, state: BlockState) -> Tensor:
         assert state.logits is not None, "a layer of sequential attention has logits"
-        if state.moments is not None:
-            return attention(state.logits) * self.size(theta, state)
         if self.score == "norm":
             return block_norms(theta, state.grid)
         scores = attention(state.logits)

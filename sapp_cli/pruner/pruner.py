@@ -25,10 +25,10 @@ from sapp_cli.core.selection import floor_count, ramp_count, uniform, within_bud
 from sapp_cli.errors import UsageError
 from sapp_cli.layers import FoldedState, attach, decide_layers, put
 from sapp_cli.methods import BlockState
+from sapp_cli.pruner.block_fisher import BlockFisher
 from sapp_cli.pruner.decisions import block_costs, make_schedule
 from sapp_cli.pruner.held_blocks import HeldBlocks
 from sapp_cli.pruner.parameter_groups import logit_settings, weight_groups
-from sapp_cli.pruner.squared_gradients import SquaredGradients
 from sapp_cli.recipe.schema import PruneSection, exact
 
 
@@ -41,7 +41,7 @@ class Pruner:
 
     Attributes: `layers`, every weight with its decision; `attached`, the pruned ones in the live model; `schedule`;
     `support`, the masks {layer name: keep} of the last sparse phase, empty before the first; `exchanged`, the share of its
-    kept blocks that the sparse phase before it had not kept, None before the second; `gradients`, what `observe` has gathered.
+    kept blocks that the sparse phase before it had not kept, None before the second; `fisher`, what `observe` has gathered.
 
     Raises SettingError if no layer would be pruned, a rule matches nothing, the run is too short for its timetable, or an
     allocation lacks its costs.
@@ -65,7 +65,7 @@ class Pruner:
         self.attached = attach(model, self.layers, self.method, self.settings.lock_zero_blocks)
         self.support: dict[str, Tensor] = {}
         self.exchanged: float | None = None
-        self.gradients = SquaredGradients(self.attached, self.method)
+        self.fisher = BlockFisher(self.attached, self.method)
         self._held: dict[str, HeldBlocks] = {}
         self._step = 0
 
@@ -129,7 +129,7 @@ class Pruner:
         moment = self.schedule.at(step)
         self._step = step
         if optimizer is not None and self.observes:
-            self.gradients.watch(optimizer, lambda: self.observe(self._step))
+            self.fisher.watch(optimizer, lambda: self.observe(self._step))
         if moment.begins:
             self._begin(moment)
             if optimizer is not None:
@@ -155,7 +155,7 @@ class Pruner:
         processes. A pruned block keeps what was gathered until it was pruned.
         """
         if self.observes and self.schedule.at(step).phase is not Phase.SPARSE:
-            self.gradients.gather(step)
+            self.fisher.gather(step)
 
     @torch.no_grad()
     def hold(self) -> None:
@@ -178,12 +178,12 @@ class Pruner:
         steps_done: int,
         masks: Mapping[str, Tensor],
         support: Mapping[str, Tensor] | None = None,
-        moments: Mapping[str, Tensor] | None = None,
+        fisher: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Go on from a saved run: the model's state is loaded already; masks, support and moments were those of then."""
+        """Go on from a saved run: the model's state is loaded already; the rest was that of then."""
         for name, keep in self.masks.items():
             keep.copy_(masks[name])
-        self.gradients.restore(moments or {})
+        self.fisher.restore(fisher or {})
         self.support = {name: keep.to(self.masks[name].device) for name, keep in (support or {}).items()}
         if steps_done:
             self._remember(self.schedule.at(steps_done - 1))
@@ -264,12 +264,12 @@ class Pruner:
         """What a method is told of a layer's blocks, gathered gradients included where they rank them."""
         state = self.attached[name].masked.state
         if self.observes:
-            if not self.gradients.moments:
+            if not self.fisher.blocks:
                 raise UsageError(
                     "score fisher: no gradient was seen yet; call pruner.step(step, optimizer) before each forward, or "
                     "pruner.observe(step) after each backward"
                 )
-            state.moments = self.gradients.matrix(name)
+            state.fisher = self.fisher.of(name)
         return state
 
     def _compare_support(self) -> None:

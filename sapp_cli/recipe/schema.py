@@ -403,8 +403,8 @@ class PruneSection(Section):
 
     score: Score | None = None
     """How blocks rank, for every method. `effective-norm`: by the norm of what pruning removes; `norm`: by ‖W_b‖_F;
-    `fisher`: by √(Σ g²·W²) with the gradients g of the dense and sparsification phases, times A under
-    sequential-attention; `attention`: by A, which only that method has. null: `fisher` under sequential-attention
+    `fisher`: by √(Σ (g·Ŵ)²), the effective weight Ŵ times its gradient g, as seen in the dense and sparsification phases;
+    `attention`: by A, which only that method has. null: `fisher` under sequential-attention
     (`prune.attention.score` if that is set, `effective-norm` in a timetable that does not begin dense), `norm` under the
     others."""
 

@@ -135,12 +135,12 @@ class RunFolder:
 def collect(
     model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """All tensors that a run needs to go on: {"model.NAME", "keep.NAME", "moments.NAME", "optimizer.NAME.KEY", …}."""
+    """All tensors that a run needs to go on: {"model.NAME", "keep.NAME", "fisher.NAME", "optimizer.NAME.KEY", …}."""
     pruner.hold()
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"keep.{name}": keep for name, keep in pruner.masks.items()}
     tensors |= {f"support.{name}": keep for name, keep in pruner.support.items()}
-    tensors |= {f"moments.{name}": gathered for name, gathered in pruner.gradients.moments.items()}
+    tensors |= {f"fisher.{name}": gathered for name, gathered in pruner.fisher.blocks.items()}
     trained = _trained(pruner)
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(trained.get(id(parameter), parameter), {}).items():
@@ -173,7 +173,7 @@ def restore(
 
     try:
         _load(model, part("model."))
-        pruner.restore(state.step, part("keep."), part("support."), part("moments."))
+        pruner.restore(state.step, part("keep."), part("support."), part("fisher."))
         phases.enter(state.about.get("kept_blocks", []))
         trained = _trained(pruner)
         fused = bool(optimizer.param_groups[0].get("fused"))

@@ -98,7 +98,7 @@ def test_unknown_inputs_are_said_to_be_unknown():
 def test_the_peak_is_that_of_the_worst_moment():
     parts = {
         "weights": 100, "gradients": 100, "optimizer": 200, "masked_weights": 80, "pruned_weights": 5,
-        "squared_gradients": 0, "teacher": 7,
+        "teacher": 7,
     }  # fmt: skip
     assert with_peak(parts, None, 0)["total"] == 100 + 7 + 200 + 5 + 180
     known = with_peak(parts, Footprint(step=255, evaluation=20), 0)
