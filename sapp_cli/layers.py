@@ -31,7 +31,7 @@ from sapp_cli.core.workspace import Workspace
 from sapp_cli.errors import SettingError
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 from sapp_cli.methods import BlockState, Method
-from sapp_cli.recipe.schema import PruneSection, RuleSection, block_shape, exact
+from sapp_cli.recipe.prune_section import PruneSection, RuleSection, block_shape, exact
 
 NO_SPARSITY = "its target sparsity is 0"
 

@@ -86,19 +86,21 @@ def stepper(case: Case, way: str, compiled: bool, block: int) -> Callable[[], No
     groups = network.parameters() if pruner is None else pruner.parameter_groups(lr=1e-4)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
     x, y = torch.randn(case.tokens, case.widths[0]), torch.randn(case.tokens, case.widths[-1])
-    if pruner is not None and way == Phase.SPARSE.value:
-        pruner.step(PHASES[way] - 1)  # where the last blocks go
-    steps = count(PHASES.get(way, 0))
     forward = torch.compile(network) if compiled else network
 
-    def step() -> None:
+    def train(moment: int) -> None:
         if pruner is not None:
-            pruner.step(next(steps))
+            pruner.step(moment, optimizer)
         F.mse_loss(forward(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    if pruner is not None and way != Phase.DENSE.value:
+        train(0)  # gradients, by which the blocks rank
+        if way == Phase.SPARSE.value:
+            pruner.step(PHASES[way] - 1)  # where the last of them go
+    steps = count(PHASES.get(way, 0))
+    return lambda: train(next(steps))
 
 
 def overheads(name: str, compiled: bool, block: int, seconds: float) -> list[Overhead]:

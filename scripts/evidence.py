@@ -163,6 +163,13 @@ def chosen(study: Study) -> str:
     return f"Rates: {rates}; chosen from {trials} on {cell}{steps}."
 
 
+def effort(study: Study) -> str:
+    """How many runs, and how long they took one after the other."""
+    records = (REPOSITORY / FOLDER / study.name / "final" / "cells").glob("*.json")
+    seconds = [json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in records]
+    return f"{len(seconds)} runs, {sum(seconds) / 60:.0f} minutes one after the other, with one thread each."
+
+
 def page(found: Sequence[Study]) -> str:
     """The tables of all studies that have been run, each with the command that makes it."""
     sections = []
@@ -171,7 +178,8 @@ def page(found: Sequence[Study]) -> str:
         if not file.is_file():
             continue
         command = f"```text\n{shlex.join(study.final)}\n```"
-        parts = [f"## {study.title}", file.read_text(encoding="utf-8").strip(), chosen(study), study.remark, command]
+        table = file.read_text(encoding="utf-8").strip()
+        parts = [f"## {study.title}", table, chosen(study), effort(study), study.remark, command]
         sections.append("\n\n".join(part for part in parts if part) + "\n")
     machine = this_machine().text.rpartition(",")[0]
     made = f"Made by `make evidence`; {machine}, {date.today()}. Rates were tuned with `python scripts/evidence.py --tune`."

@@ -8,7 +8,7 @@ from sapp_cli.costs import count_applications, multiply_adds_of_blocks
 from sapp_cli.errors import SettingError
 from sapp_cli.layers import decide_layers
 from sapp_cli.pruner import Pruner
-from sapp_cli.recipe.schema import PruneSection
+from sapp_cli.recipe.prune_section import PruneSection
 
 EVERYTHING = PruneSection(block_size=2, min_blocks=1, sparsity=0.5)
 

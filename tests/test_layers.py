@@ -6,7 +6,7 @@ from torch import nn
 
 from sapp_cli.errors import SettingError
 from sapp_cli.layers import decide_layers
-from sapp_cli.recipe.schema import PruneSection
+from sapp_cli.recipe.prune_section import PruneSection
 
 
 class Expert(nn.Module):

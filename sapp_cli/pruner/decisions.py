@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from sapp_cli.core.schedule import Phase, PhaseSchedule
 from sapp_cli.errors import SettingError
 from sapp_cli.layers import Layer
-from sapp_cli.recipe.schema import PruneSection
+from sapp_cli.recipe.prune_section import PruneSection
 
 
 def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:

@@ -29,7 +29,7 @@ from sapp_cli.pruner.block_fisher import BlockFisher
 from sapp_cli.pruner.decisions import block_costs, make_schedule
 from sapp_cli.pruner.held_blocks import HeldBlocks
 from sapp_cli.pruner.parameter_groups import logit_settings, weight_groups
-from sapp_cli.recipe.schema import PruneSection, exact
+from sapp_cli.recipe.prune_section import PruneSection, exact
 
 
 class Pruner:

@@ -1,24 +1,18 @@
 """The recipe: every setting of a run with its type, unit, bounds and default. The docstring under a key is its help.
 
-The methods' own settings stand with the methods; this file arranges them. What a key means for the numbers is written
-in docs/method.md. Values that the method leaves open are exact decimals here: 0.55 is 11/20, not the nearest float.
+Section `prune` has a file of its own, and the methods' own settings stand with the methods. What a key means for the numbers is
+written in docs/method.md.
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from sapp_cli.core.schedule import PRESETS, Timetable
-from sapp_cli.methods import Acdc, GradualMagnitude, Magnitude, Method, Powerprop, SequentialAttention
 from sapp_cli.recipe.paths import resolve_factory, resolve_path
-
-MethodName = Literal["sequential-attention", "acdc", "powerprop", "magnitude", "gradual-magnitude"]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from sapp_cli.recipe.prune_section import PruneSection
+from sapp_cli.recipe.section import PositiveFloat, PositiveInt, Section, Share
 
 
 def _path(value: str, info: ValidationInfo) -> str:
@@ -35,10 +29,6 @@ RecipePath = Annotated[str, Field(min_length=1), PATH]
 """A path, relative to the recipe's file."""
 Factory = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$"), FACTORY]
 """`package.module:callable`, or `file.py:callable` with the file relative to the recipe's."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -316,167 +306,6 @@ class TrainSection(Section):
     """Who is told beside metrics.jsonl, at the same steps: TensorBoard, Weights & Biases; needs sapp-cli[trackers]."""
 
 
-class PhasesSection(Section):
-    """A timetable of one's own, as fractions of the run; the rounds before the last share what is left."""
-
-    dense: Share
-    """Share of the run before the first round, dense."""
-
-    rounds: PositiveInt
-    """Rounds; the paper's have a sparsification, a sparse and a dense phase each, the last only the first of them."""
-
-    last_round: Share
-    """Share of the run that the last round takes."""
-
-    final_sparse: Share
-    """Share of the run at the end, sparse, with the mask fixed."""
-
-    exponent: Annotated[float, Field(ge=0)] = 4.0
-    """c of the sparsity ramp s·(1 − e^(−c·u))/(1 − e^(−c)) of a sparsification phase; 0 is a straight line."""
-
-    @property
-    def timetable(self) -> Timetable:
-        return Timetable(exact(self.dense), self.rounds, exact(self.last_round), exact(self.final_sparse))
-
-    @model_validator(mode="after")
-    def _fills_the_run(self) -> PhasesSection:
-        _ = self.timetable  # raises ValueError
-        return self
-
-
-Score = Literal["attention", "effective-norm", "norm", "fisher"]
-Allocation = Literal["uniform", "parameters", "multiply-adds", "time"]
-BlockSize = PositiveInt | tuple[PositiveInt, PositiveInt]
-
-
-class RuleSection(Section):
-    """An exception for the weights whose name matches; the first rule that matches wins."""
-
-    match: Annotated[str, Field(min_length=1)]
-    """Shell pattern over weight names as `sapp plan` prints them, e.g. "encoder.layer.0.*"; one that matches nothing is
-    an error."""
-
-    dense: bool = False
-    """Leave these weights dense."""
-
-    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of blocks; null: prune.sparsity."""
-
-    block_size: BlockSize | None = None
-    """Rows and columns of a block; null: prune.block_size."""
-
-    min_blocks: PositiveInt | None = None
-    """Those with fewer blocks stay dense; null: prune.min_blocks."""
-
-    @model_validator(mode="after")
-    def _says_something(self) -> RuleSection:
-        settings = (self.sparsity, self.block_size, self.min_blocks)
-        if self.dense == any(setting is not None for setting in settings):
-            raise ValueError("a rule says either `dense: true` or at least one of sparsity, block_size, min_blocks")
-        return self
-
-
-class PruneSection(Section):
-    """What is pruned, how far, and by which method."""
-
-    method: MethodName = "sequential-attention"
-    """sequential-attention is SequentialAttention++; the others are its baselines."""
-
-    block_size: BlockSize = 16
-    """Rows and columns of a block of the weight seen as out × in: 16, or [16, 32]."""
-
-    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of the blocks of each pruned layer that is removed."""
-
-    min_blocks: PositiveInt = 100
-    """Layers with fewer blocks stay dense (the paper's rule)."""
-
-    embeddings: bool = False
-    """Prune embedding tables, and weights tied to one, too."""
-
-    lock_zero_blocks: bool = False
-    """Blocks that are all zero in the checkpoint stay so, in dense phases too: go on from a sparse checkpoint."""
-
-    phases: Literal["fine-tune", "paper", "criteo"] | PhasesSection = "fine-tune"
-    """Timetable: `fine-tune` for trained checkpoints, the paper's two for training from scratch, or fractions of one's
-    own."""
-
-    score: Score | None = None
-    """How blocks rank, for every method. `effective-norm`: by the norm of what pruning removes; `norm`: by ‖W_b‖_F;
-    `fisher`: by √(Σ (g·Ŵ)²), the effective weight Ŵ times its gradient g, as seen in the dense and sparsification phases;
-    `attention`: by A, which only that method has. null: `fisher` under sequential-attention
-    (`prune.attention.score` if that is set, `effective-norm` in a timetable that does not begin dense), `norm` under the
-    others."""
-
-    allocation: Allocation | None = None
-    """Where the blocks go. `uniform`: every layer keeps the share that its target says. The others add up what these
-    blocks cost, in stored parameters, multiply-adds of an example, or measured time, and spend that over all layers on
-    the blocks of greatest score per cost. Scores compare across layers with score `fisher`, not by norm. null:
-    `multiply-adds` where blocks rank by `fisher` (`parameters` with --target-size, `time` with --target-speedup), else
-    `uniform`."""
-
-    floor: Share = 0.5
-    """Of an allocation over all layers: each layer keeps at least this share of the blocks that `uniform` would leave
-    it, and always one."""
-
-    attention: SequentialAttention = SequentialAttention()
-    """Settings of method sequential-attention."""
-
-    acdc: Acdc = Acdc()
-    """Settings of method acdc."""
-
-    rules: list[RuleSection] = []
-    """Exceptions for single layers."""
-
-    @model_validator(mode="after")
-    def _method_has_the_score(self) -> PruneSection:
-        if self.score == "attention" and self.method != "sequential-attention":
-            raise ValueError(
-                f"score attention needs method sequential-attention, {self.method} has none; take fisher or norm"
-            )
-        return self
-
-    @property
-    def resolved_score(self) -> Score:
-        """`score`, or what null stands for."""
-        if self.score is not None:
-            return self.score
-        if self.method != "sequential-attention":
-            return "norm"
-        if self.attention.score is not None:
-            return self.attention.score
-        return "fisher" if self.timetable.dense else "effective-norm"
-
-    @property
-    def resolved_allocation(self) -> Allocation:
-        """`allocation`, or what null stands for."""
-        if self.allocation is not None:
-            return self.allocation
-        return "multiply-adds" if self.resolved_score == "fisher" else "uniform"
-
-    @property
-    def settings(self) -> Method:
-        """The method with its settings."""
-        score = self.resolved_score
-        attention = self.attention if score == "fisher" else self.attention.model_copy(update={"score": score})
-        methods: dict[MethodName, Method] = {
-            "sequential-attention": attention,
-            "acdc": self.acdc,
-            "powerprop": Powerprop(),
-            "magnitude": Magnitude(),
-            "gradual-magnitude": GradualMagnitude(),
-        }
-        return methods[self.method]
-
-    @property
-    def timetable(self) -> Timetable:
-        return PRESETS[self.phases] if isinstance(self.phases, str) else self.phases.timetable
-
-    @property
-    def exponent(self) -> float:
-        return 4.0 if isinstance(self.phases, str) else self.phases.exponent
-
-
 class Recipe(Section):
     """A pruning run; every section and key is optional but `train.steps` (or `epochs`) and the data."""
 
@@ -493,16 +322,6 @@ class Recipe(Section):
         if (self.train.steps is None) == (self.train.epochs is None):
             raise ValueError("train: give steps or epochs, one of the two")
         return self
-
-
-def exact(value: float) -> Fraction:
-    """The decimal the user wrote as a fraction: repr gives it back for up to 15 digits."""
-    return Fraction(repr(value))
-
-
-def block_shape(size: int | tuple[int, int]) -> tuple[int, int]:
-    """16 -> (16, 16); (16, 32) as it is: rows, columns."""
-    return (size, size) if isinstance(size, int) else size
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -17,7 +17,8 @@ from torch import nn
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.errors import UsageError
 from sapp_cli.inputs.models import LoadedModel, load_model
-from sapp_cli.recipe.schema import ModelSection, PruneSection
+from sapp_cli.recipe.prune_section import PruneSection
+from sapp_cli.recipe.schema import ModelSection
 from sapp_cli.runtime.bench_forms import TOLERANCES, Forms, check_outputs, faster_forms, main_output, time_pair
 from sapp_cli.runtime.bench_layers import bench_layers, block_sparse_layers
 from sapp_cli.runtime.bench_results import BenchResult, ModelResult, Settings

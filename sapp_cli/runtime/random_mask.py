@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sapp_cli.errors import SettingError, UsageError
 from sapp_cli.layers import Layer, decide_layers
-from sapp_cli.recipe.schema import PruneSection
+from sapp_cli.recipe.prune_section import PruneSection
 from sapp_cli.runtime.bench_results import RandomMask
 from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.linear import BlockSparseLinear

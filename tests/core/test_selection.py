@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from sapp_cli.core.selection import final_count, ramp_count, topk_blocks, uniform
-from sapp_cli.recipe.schema import exact
+from sapp_cli.recipe.prune_section import exact
 
 
 def test_topk_keeps_the_greatest_scores():

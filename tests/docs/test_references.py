@@ -16,7 +16,7 @@ from sapp_cli.errors import SappError
 from sapp_cli.recipe.keys import all_keys, section_at
 from sapp_cli.recipe.load import load_recipe
 from sapp_cli.recipe.names import key_path
-from sapp_cli.recipe.schema import PruneSection
+from sapp_cli.recipe.prune_section import PruneSection
 from scripts import make_cli_reference, make_recipe_reference
 from tests.docs.pages import DOCS, README, REPOSITORY, blocks, names, section, table
 

@@ -6,7 +6,8 @@ import pytest
 
 from sapp_cli.errors import UsageError
 from sapp_cli.recipe.load import Flag, LoadedRecipe, load_recipe
-from sapp_cli.recipe.schema import PhasesSection, Recipe
+from sapp_cli.recipe.prune_section import PhasesSection
+from sapp_cli.recipe.schema import Recipe
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from sapp_cli.layers import Layer, decide_layers
-from sapp_cli.recipe.schema import PruneSection, Recipe
+from sapp_cli.recipe.prune_section import PruneSection
+from sapp_cli.recipe.schema import Recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
