@@ -15,7 +15,7 @@ from sapp_cli.runtime.conv_geometry import Conv, ConvGeometry
 from sapp_cli.runtime.conv_operators import block_sparse_conv, registered
 from sapp_cli.runtime.conv_products import ConvProducts, conv_weight, dense_convolution
 from sapp_cli.runtime.linear import BlockSparseLinear, WeightState
-from sapp_cli.runtime.operators import has_tangents, is_tracing
+from sapp_cli.runtime.operators import by_context, has_tangents, is_tracing
 
 
 class BlockSparseConv(nn.Module):
@@ -127,16 +127,12 @@ class BlockSparseConv(nn.Module):
         needs_thought = x.requires_grad or is_compiling() or is_autocast_enabled("cpu") or has_tangents()
         if type(x) is Tensor and x.is_cpu and not needs_thought:
             return self._dense(x) if is_tracing() else self.convolve(x)
-        if has_tangents() or is_tracing():
-            return self._dense(x)
-        kind = x.device.type
-        if is_autocast_enabled(kind) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(kind))
-        if is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
-            batch = self.geometry.batch(x)
-            y: Tensor = block_sparse_conv(batch, self._number)
-            return y if batch is x else y.squeeze(0)
-        return self.convolve(x)
+        return by_context(x, self._dense, self._by_operator, self.convolve)
+
+    def _by_operator(self, x: Tensor) -> Tensor:
+        batch = self.geometry.batch(x)
+        y: Tensor = block_sparse_conv(batch, self._number)
+        return y if batch is x else y.squeeze(0)
 
     def _dense(self, x: Tensor) -> Tensor:
         """The forward pass for TorchScript, and for derivatives forward."""

@@ -20,7 +20,7 @@ from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import WAYS, Choice, Way
 from sapp_cli.runtime.gpu import is_captured
-from sapp_cli.runtime.operators import block_sparse_linear, has_tangents, is_tracing, registered
+from sapp_cli.runtime.operators import block_sparse_linear, by_context, has_tangents, is_tracing, registered
 from sapp_cli.runtime.packing import input_major
 from sapp_cli.runtime.plain import dense_weight
 from sapp_cli.runtime.products import MOST_SEEN, Products
@@ -149,15 +149,11 @@ class BlockSparseLinear(nn.Module):
                     ways.clear()
                 way = ways[seen] = self.products(x.dtype).way_for(x)
             return way(x)
-        if has_tangents() or is_tracing():
-            return self._dense(x)
-        kind = x.device.type
-        if is_autocast_enabled(kind) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(kind))
-        if is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
-            by_operator: Tensor = block_sparse_linear(x, self._number, self.out_features)
-            return by_operator
-        return self.multiply(x)
+        return by_context(x, self._dense, self._by_operator, self.multiply)
+
+    def _by_operator(self, x: Tensor) -> Tensor:
+        y: Tensor = block_sparse_linear(x, self._number, self.out_features)
+        return y
 
     def _dense(self, x: Tensor) -> Tensor:
         """The forward pass for TorchScript, and for derivatives forward."""

@@ -191,7 +191,7 @@ def _blocks(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
         layers = json.loads(report.read_text(encoding="utf-8"))["layers"]
         return {layer["name"]: (int(layer["block"][0]), int(layer["block"][1])) for layer in layers if layer["pruned"]}
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{report}: is no report of sapp; remove it, or run `sapp report` again") from error
+        raise CheckpointError(f"{report}: is no report of sapp; remove it") from error
 
 
 def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 if TYPE_CHECKING:
     from sapp_cli.runtime.linear import BlockSparseLinear
@@ -39,6 +41,23 @@ def is_tracing() -> bool:
 def has_tangents() -> bool:
     """True within forward-mode differentiation, where torch's own kernels drop the tangent of x and ours cannot take x."""
     return forward_ad._current_level >= 0
+
+
+def by_context(
+    x: Tensor,
+    dense: Callable[[Tensor], Tensor],
+    operator: Callable[[Tensor], Tensor],
+    plain: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A layer's forward pass where anything may be on: what torch sees through, an operator of torch, or neither."""
+    if has_tangents() or is_tracing():
+        return dense(x)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(kind))
+    if is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or type(x) is not Tensor:
+        return operator(x)
+    return plain(x)
 
 
 @torch.library.custom_op("sapp::block_sparse_linear", mutates_args=(), **_TAGS)

@@ -135,12 +135,18 @@ def recipe(task="classification", **changes):
     return Recipe.model_validate(sections)
 
 
+def train_all(model, pruner, settings, accelerator, on_step, kind="network", keeper=None):
+    """The whole schedule on the rows of this kind, without a teacher."""
+    objective = make_objective(settings.objective, model)
+    data = KINDS[kind][1]()
+    asked = {"teacher": None, "dtypes": {}, "on_step": on_step, "keeper": keeper}
+    train(model, pruner, objective, data, settings, accelerator, **asked)
+
+
 def run(settings, kind="network", on_step=lambda pruner, record: None):
     """(losses, metrics on the way, masks, folded weights) of a run in this process and those it has beside it."""
-    make_model, make_data = KINDS[kind]
     accelerator = make_accelerator(settings.train)
-    model = make_model()
-    objective = make_objective(settings.objective, model)
+    model = KINDS[kind][0]()
     pruner = Pruner(model, settings.prune, STEPS)
     if shards(settings.train, accelerator):
         shard(model, accelerator)
@@ -153,17 +159,7 @@ def run(settings, kind="network", on_step=lambda pruner, record: None):
         on_step(pruner, record)
 
     with joined():
-        train(
-            model,
-            pruner,
-            objective,
-            make_data(),
-            settings,
-            accelerator,
-            teacher=None,
-            dtypes={},
-            on_step=note,
-        )
+        train_all(model, pruner, settings, accelerator, note, kind)
     masks = {name: keep.clone() for name, keep in pruner.masks.items()}
     return [r.loss for r in records], [r.metrics for r in records if r.metrics], masks, dict(pruner.fold())
 
@@ -275,7 +271,7 @@ def diverging(prune=None):
 
 
 def test_masks_that_differ_are_noticed_in_the_step_they_are_decided_in():
-    ended = run_processes(2, diverging)
+    ended = run_processes(2, diverging, {"score": "effective-norm"})
     assert [end.code for end in ended] == [6, 6]
     said = sorted(end.error for end in ended)
     assert said[0] == "EndedElsewhere: "

@@ -15,15 +15,13 @@ from sapp_cli.runtime.timing import Timing
 from sapp_cli.training import sparse_forms
 from sapp_cli.training.device import make_accelerator
 from sapp_cli.training.keeper import Keeper
-from sapp_cli.training.loop import train
-from sapp_cli.training.objectives import make_objective
 from sapp_cli.training.optimizers import make_optimizer
 from sapp_cli.training.processes import is_main
 from sapp_cli.training.replica import Replica
 from sapp_cli.training.run_state import RunFolder
 from sapp_cli.training.sparse_phases import SparsePhases
 from tests.training.crew import run_processes
-from tests.training.test_distributed import KINDS, STEPS, assert_same, diverging, recipe, run
+from tests.training.test_distributed import KINDS, STEPS, assert_same, diverging, recipe, run, train_all
 
 TWO_ROUNDS = {"dense": 0.1, "rounds": 2, "last_round": 0.3, "final_sparse": 0.3}
 NAMES = ["first.weight", "second.weight", "pooler.weight"]
@@ -80,28 +78,14 @@ class Killed(Exception):
 
 def kept_run(settings, keeper=None, end=None):
     """The weights after a run that a keeper may save; Killed after step `end`, whose state is not saved."""
-    make_model, make_data = KINDS["network"]
-    model = make_model()
+    model = KINDS["network"][0]()
     pruner = Pruner(model, settings.prune, STEPS)
-    objective = make_objective(settings.objective, model)
 
     def note(record):
         if record.moment.step == end:
             raise Killed
 
-    accelerator = make_accelerator(settings.train)
-    train(
-        model,
-        pruner,
-        objective,
-        make_data(),
-        settings,
-        accelerator,
-        teacher=None,
-        dtypes={},
-        on_step=note,
-        keeper=keeper,
-    )
+    train_all(model, pruner, settings, make_accelerator(settings.train), note, keeper=keeper)
     return dict(pruner.fold())
 
 
@@ -173,7 +157,7 @@ def replicas():
     settings = formed("kept-blocks", 16)
     accelerator = make_accelerator(settings.train)
     model = KINDS["network"][0]()
-    pruner = Pruner(model, settings.prune, STEPS)
+    pruner = Pruner(model, settings.prune.model_copy(update={"score": "norm"}), STEPS)  # no gradient is shown
     replica = Replica(model, accelerator, compile=False)
     phases = SparsePhases(pruner, make_optimizer(settings.optimizer, pruner, STEPS / 2), settings, replica)
     made, shapes = [], {}

@@ -10,13 +10,11 @@ from accelerate.tracking import GeneralTracker, on_main_process
 from sapp_cli.errors import UsageError
 from sapp_cli.pruner import Pruner
 from sapp_cli.training.device import make_accelerator
-from sapp_cli.training.loop import train
-from sapp_cli.training.objectives import make_objective
 from sapp_cli.training.processes import joined
 from sapp_cli.training.sharding import shard
 from sapp_cli.training.trackers import require_packages, tracked
 from tests.training.crew import run_processes
-from tests.training.test_distributed import KINDS, STEPS, recipe
+from tests.training.test_distributed import KINDS, STEPS, recipe, train_all
 
 TWO_ROUNDS = {"dense": 0.1, "rounds": 2, "last_round": 0.3, "final_sparse": 0.2}
 
@@ -52,11 +50,10 @@ class Notebook(GeneralTracker):
 
 def watched(folder, sharded=False):
     """(settings, {step: values}, lines of metrics.jsonl) of a run with two rounds."""
-    settings = recipe(prune={"phases": TWO_ROUNDS}, train={"log_every": 7}, data={"batch_size": 48})
-    make_model, make_data = KINDS["network"]
+    prune = {"phases": TWO_ROUNDS, "allocation": "uniform"}
+    settings = recipe(prune=prune, train={"log_every": 7}, data={"batch_size": 48})
     accelerator = make_accelerator(settings.train)
-    model = make_model()
-    objective = make_objective(settings.objective, model)
+    model = KINDS["network"][0]()
     pruner = Pruner(model, settings.prune, STEPS)
     if sharded:
         shard(model, accelerator)
@@ -68,17 +65,7 @@ def watched(folder, sharded=False):
             trackers.step(record)
             lines.append(record.as_json())
 
-        train(
-            model,
-            pruner,
-            objective,
-            make_data(),
-            settings,
-            accelerator,
-            teacher=None,
-            dtypes={},
-            on_step=on_step,
-        )
+        train_all(model, pruner, settings, accelerator, on_step)
     assert notebook.finished == accelerator.is_main_process
     assert (folder / "out.trackers").is_dir()
     return notebook.settings, notebook.lines, lines
