@@ -19,7 +19,7 @@ def bert(tmp_path):
 
 def gradients(model):
     """(bytes kept between forward and backward, {parameter: its gradient}) of one masked step with dropout."""
-    settings = {"sparsity": 0.5, "block_size": 8, "min_blocks": 50}
+    settings = {"sparsity": 0.5, "block_size": 8, "min_blocks": 50, "score": "effective-norm"}
     pruner = sapp.Pruner(model, settings, 20)
     pruner.step(0)
     for t in range(1, 4):  # into the sparsification: some blocks are gone

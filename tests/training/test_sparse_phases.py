@@ -195,7 +195,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(step, reset, tmp_path):
 def parted(settings, model=None):
     """(model, pruner, optimizer, phases) in the first step of the final sparse phase, after which nothing was trained."""
     model = model or network()
-    pruner = Pruner(model, settings.prune, STEPS)
+    pruner = Pruner(model, settings.prune.model_copy(update={"score": "effective-norm"}), STEPS)  # no gradient is there
     optimizer = make_optimizer(settings.optimizer, pruner, STEPS / 2)
     phases = SparsePhases(pruner, optimizer, settings)
     for step in range(STEPS):
