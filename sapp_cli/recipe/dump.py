@@ -17,19 +17,31 @@ _WIDEST = 40  # columns; an origin beside a longer line follows it after two spa
 
 
 def dump(recipe: Recipe, origins: Mapping[KeyPath, Origin] | None) -> str:
-    """Every key of the recipe; with `origins`, the origin of each value as a comment, `default` where it has none."""
+    """Every key of the recipe; with `origins`, the origin of each value as a comment, `default` where it has none.
+
+    Beside a null that stands for something else stands what: `default: fisher`.
+    """
     values = recipe.model_dump()
     text = yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=float("inf"))
-    return text if origins is None else _annotated(text, values, origins)
+    prune = recipe.prune
+    stands_for: dict[KeyPath, str] = {}
+    if prune.score is None:
+        stands_for["prune", "score"] = prune.resolved_score
+    if prune.allocation is None:
+        stands_for["prune", "allocation"] = prune.resolved_allocation
+    return text if origins is None else _annotated(text, values, origins, stands_for)
 
 
-def _annotated(text: str, values: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> str:
+def _annotated(
+    text: str, values: dict[str, Any], origins: Mapping[KeyPath, Origin], stands_for: Mapping[KeyPath, str]
+) -> str:
     lines = text.splitlines()
     line_of = parse(text, Origin(Layer.RECIPE, "")).lines
     comments: dict[int, list[str]] = {}
     for path in leaves(values):
         origin = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), None)
-        comments.setdefault(line_of[path] - 1, []).append(str(origin or "default"))
+        comment = [str(origin or "default"), *([stands_for[path]] if path in stands_for else [])]
+        comments.setdefault(line_of[path] - 1, []).append(": ".join(comment))
     width = max(len(lines[number]) for number in comments if len(lines[number]) <= _WIDEST)
     for number, names in comments.items():
         lines[number] = f"{lines[number]:<{width}}  # {', '.join(dict.fromkeys(names))}"
