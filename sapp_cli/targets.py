@@ -16,9 +16,10 @@ from sapp_cli.inputs.data import DataSets
 from sapp_cli.inputs.models import LoadedModel
 from sapp_cli.layers import Layer, decide_layers
 from sapp_cli.planning import layer_facts, other_tensors
-from sapp_cli.recipe.schema import PruneSection, Recipe
+from sapp_cli.recipe.prune_section import PruneSection
+from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.sparsity import block_sparse_bytes
-from sapp_cli.report.wording import percent, size_text
+from sapp_cli.report.wording import percent, size_text, time_text
 
 STEPS = 10_000  # sparsities tried are whole multiples of 1/STEPS
 HEADER_BYTES = 150  # of a tensor in a safetensors header, beside its name
@@ -95,12 +96,12 @@ def sparsity_for_speedup(loaded: LoadedModel, recipe: Recipe, data: DataSets | N
         raise UsageError(
             f"--target-speedup {least:g}: even the greatest sparsity comes to {speedup(1 - 1 / STEPS):.2f}× only; the "
             f"{len(times)} layers that can be computed block-sparse take {percent(min(1.0, share))} of the model's "
-            f"{whole * 1e3:.2f} ms"
+            f"{time_text(whole)}"
         )
     return Solved(
         sparsity,
         f"--target-speedup {least:g}: sparsity {percent(sparsity)}, {speedup(sparsity):.2f}× expected for one example, dense "
-        f"{whole * 1e3:.2f} ms here and now",
+        f"{time_text(whole)} here and now",
     )
 
 

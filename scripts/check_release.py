@@ -5,6 +5,7 @@
 1. The archive is built from the checkout, the wheel from the unpacked archive: what the archive lacks, the wheel lacks.
 2. The wheel holds every file of the package and the recipes, and one version.
 3. It is installed into an environment of its own, and its `sapp` plans, prunes, reports, checks and exports a small network.
+4. The commands that the README shows for a text classifier run as they stand there, on a tiny one and with few steps.
 
 Nothing is fetched: the other packages of the new environment are those of this one.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -33,6 +35,11 @@ IN_THE_ARCHIVE = (
     "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "mkdocs.yml",
     "docs/index.md", "tests/conftest.py", "scripts/check_release.py", "recipes/digits.yaml",
 )  # fmt: skip
+FEWER = {
+    "plan": "--steps 10 --set prune.min_blocks=36",
+    "prune": "--steps 10 --set prune.min_blocks=36 --set data.batch_size=2",
+}
+"""What the README's commands are given besides: a tiny classifier has few blocks, and nobody waits for three epochs."""
 
 
 class ReleaseError(Exception):
@@ -133,6 +140,35 @@ def try_out(sapp: Path, folder: Path) -> list[str]:
     return [f"sapp {command}" for command in commands]
 
 
+def try_readme(sapp: Path, folder: Path) -> list[str]:
+    """The README's commands for a Hugging Face model, by the installed program in `folder`; the commands that ran."""
+    from scripts.make_checkpoints import make_bert
+
+    make_bert(folder / "my-classifier")
+    for name, count in (("train", 8), ("dev", 4)):
+        rows = [json.dumps({"text": f"text number {number}", "label": number % 3}) for number in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    commands = readme_commands()
+    for command in commands:
+        words = command.split()
+        _run([str(sapp), *words[1:], *FEWER.get(words[1], "").split()], folder)
+    model = folder / "my-classifier-80"
+    if (model / "config.json").read_bytes() != (folder / "my-classifier" / "config.json").read_bytes():
+        raise ReleaseError("config.json of the README's output is not that of its source")
+    return commands
+
+
+def readme_commands() -> list[str]:
+    """What the README has a reader type under its heading on Hugging Face models, in that order."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    _, _, section = text.partition("\n## A Hugging Face model\n")
+    found = re.search(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    commands = found[1].splitlines() if found else []
+    if not any(command.startswith("sapp prune ") for command in commands):
+        raise ReleaseError("the README shows no command that prunes a Hugging Face model")
+    return commands
+
+
 def _make_network(folder: Path) -> None:
     """Weights for the network of the recipe `digits`, and rows for it."""
     random = np.random.default_rng(0)
@@ -172,7 +208,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     check_contents(archive, wheel)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        ran = try_out(install(wheel, folder / "environment"), folder)
+        sapp = install(wheel, folder / "environment")
+        ran = try_out(sapp, folder)
+        ran += try_readme(sapp, folder)
     for command in ran:
         print(f"ok    {command}")
     print(f"{archive}\n{wheel}")

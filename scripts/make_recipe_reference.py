@@ -1,9 +1,10 @@
-"""Write the reference of all recipe keys into docs/recipes.md, from the schema itself.
+"""Write the reference of all recipe keys into docs/recipes.md, and what Tab completes of them, from the schema itself.
 
-    python scripts/make_recipe_reference.py           # between the markers of docs/recipes.md
-    python scripts/make_recipe_reference.py --check   # exit code 1 if the page is not up to date
+    python scripts/make_recipe_reference.py           # between the markers of docs/recipes.md; recipe_keys.json
+    python scripts/make_recipe_reference.py --check   # exit code 1 if one of them is not up to date
 
-Everything outside the two markers is written by hand and stays as it is.
+Everything outside the two markers is written by hand and stays as it is. `sapp_cli/cli/recipe_keys.json` is there because
+the schema takes seconds to import, which nobody waits for after a Tab.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from sapp_cli.cli.completion import KEYS_FILE
 from sapp_cli.recipe.keys import section_in
 from sapp_cli.recipe.schema import Recipe
-from sapp_cli.recipe.wording import allowed
+from sapp_cli.recipe.wording import allowed, choices, meaning
 from scripts.reference_page import cell, write_page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
@@ -80,8 +82,21 @@ def with_reference(page: str) -> str:
     return f"{before}{BEGIN}\n\n{reference()}\n\n{END}{after}"
 
 
+def completions() -> str:
+    """{key that holds a value: its meaning in a sentence, the words that it may be}, as JSON with a line for each key."""
+    lines = []
+    for key, field in _keys(Recipe, ""):
+        if section_in(field.annotation) is None:
+            values = ("true", "false") if field.annotation is bool else choices(field.annotation)
+            entry = {"meaning": meaning(field), "values": values}
+            lines.append(f"{json.dumps(key)}: {json.dumps(entry, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def main(command_line: Sequence[str] | None = None) -> int:
-    return write_page(PAGE, with_reference, Path(__file__), __doc__, command_line)
+    script = Path(__file__)
+    of_page = write_page(PAGE, with_reference, script, __doc__, command_line)
+    return max(of_page, write_page(KEYS_FILE, lambda _: completions(), script, __doc__, command_line))
 
 
 if __name__ == "__main__":

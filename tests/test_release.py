@@ -49,6 +49,14 @@ def test_files_of_another_version_are_refused(release, tmp_path):
         check_release.check_contents(renamed, wheel)
 
 
+def test_the_readmes_commands_are_those_that_are_tried_out():
+    """By `make release-check`, from the wheel; tests/docs runs them from the checkout."""
+    commands = check_release.readme_commands()
+    assert [command.split()[1] for command in commands] == ["recipes", "plan", "prune", "report", "eval"]
+    assert all(command.startswith("sapp ") for command in commands)
+    assert set(check_release.FEWER) <= {command.split()[1] for command in commands}
+
+
 def test_the_installed_wheel_runs_every_verb_outside_the_checkout(release, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(check_release.REPOSITORY))  # must not help
     sapp = check_release.install(release[1], tmp_path / "environment")

@@ -22,6 +22,13 @@ def quoted(name: object) -> str:
     return f"{text[:half]}...{text[-half:]}"
 
 
+def absence(path: Path) -> str:
+    """Why there is no file to read."""
+    if path.exists():
+        return "is not a regular file"
+    return f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
+
+
 def damaged(path: Path | str, problem: str, tensor: str | None = None) -> CheckpointError:
     """The error `path: 'tensor': problem`, for its caller to raise."""
     place = f"{path}: " if tensor is None else f"{path}: {quoted(tensor)}: "

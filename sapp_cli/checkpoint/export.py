@@ -57,7 +57,7 @@ def export_checkpoint(
     if layout != "dense":
         sparse = [_sparse_shard(source, file, names, blocks, kept) for file, names in shards]
         folders.append((out / SPARSE_FOLDER, sparse))
-    check_free_space(out, sum(shard.nbytes for _, shards_out in folders for shard in shards_out))
+    check_free_space(out.parent, sum(shard.nbytes for _, shards_out in folders for shard in shards_out))
     written = []
     for folder, shards_out in folders:
         with disk_errors(out):

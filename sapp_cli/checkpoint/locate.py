@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from sapp_cli.checkpoint.damage import AGAIN, damaged, quoted
+from sapp_cli.checkpoint.damage import AGAIN, absence, damaged, quoted
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, INDEX_LIMIT, read_object
 from sapp_cli.errors import CheckpointError
 
@@ -202,6 +202,8 @@ def _missing(path: Path) -> CheckpointError:
     if address is not None:
         advice = f"for a model of the hub run `hf download {address[1]}` first, and give the folder it prints"
         return damaged(name.replace(":/", "://", 1), f"is an address, and sapp reads files; {advice}")
+    if path.is_symlink():
+        return damaged(path, absence(path))
     if path.parent.is_dir():
         near = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.75)
         if near:

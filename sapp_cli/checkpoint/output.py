@@ -220,4 +220,4 @@ def _module_folders(source: Path) -> set[str]:
 
 
 def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e9:,.2f} GB"

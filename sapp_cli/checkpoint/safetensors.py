@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, damaged, quoted
+from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, absence, damaged, quoted
 from sapp_cli.checkpoint.dtypes import DTYPES, PACKED
 from sapp_cli.checkpoint.json_text import parse_object
 from sapp_cli.checkpoint.tensor_file import Read, TensorFile, TensorInfo
@@ -70,7 +70,7 @@ def _read_header(path: Path) -> tuple[bytes, int, int]:
     """(the header's text, where the data begins, size of the file)."""
     try:
         if not path.is_file():  # a pipe would block for ever
-            raise damaged(path, "is not a regular file" if path.exists() else "no such file")
+            raise damaged(path, absence(path))
         with path.open("rb") as file:
             size = path.stat().st_size
             start = file.read(8)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, damaged
+from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, absence, damaged
 from sapp_cli.checkpoint.tensor_file import Read, TensorFile, TensorInfo
 from sapp_cli.errors import ResourceError
 
@@ -85,7 +85,7 @@ def _load(path: Path) -> Any:
     except ImportError:
         raise damaged(path, "a PyTorch state dict is read with torch, which is not installed") from None
     if not path.is_file():
-        raise damaged(path, "is not a regular file" if path.exists() else "no such file")
+        raise damaged(path, absence(path))
     with suppress(OSError), path.open("rb") as file:  # what cannot be read is told below
         if file.read(len(POINTER)) == POINTER:
             raise damaged(path, FETCH)
@@ -109,6 +109,8 @@ def _load(path: Path) -> Any:
     except MemoryError:
         raise ResourceError(f"{path}: does not fit into memory") from None
     except Exception as error:  # a damaged file makes the unpickler fail in any way there is
+        if re.search("(can't|cannot) allocate memory", str(error), re.IGNORECASE):
+            raise ResourceError(f"{path}: does not fit into memory") from None
         raise damaged(path, f"is damaged, or no PyTorch file ({type(error).__name__}); {AGAIN}") from None
 
 

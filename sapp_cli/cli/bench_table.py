@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from sapp_cli.report.wording import by, counted, cut_in_the_middle, percent, printable, size_text, time_text
+from sapp_cli.report.wording import by, counted, cut_in_the_middle, percent, printable, rate_text, size_text, time_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,17 +97,12 @@ def _times(times: Pair, digits: int) -> tuple[str, ...]:
 
 def _outcome(model: ModelResult) -> str:
     dense, sparse = (model.batch_size / timing.median for timing in (model.times.dense, model.times.sparse))
-    text = f"inputs a second: {_rate(dense)} → {_rate(sparse)}; "
+    text = f"inputs a second: {rate_text(dense)} → {rate_text(sparse)}; "
     text += f"outputs differ by {model.difference:.0e} ≤ {model.tolerance:.0e}"
     formats = model.memory_formats
     if set(formats.values()) != {"contiguous"}:
         text += f"\nin memory: {formats['dense']} dense, {formats['block_sparse']} block-sparse"
     return text
-
-
-def _rate(rate: float) -> str:
-    """Three digits and more: 23.456 -> "23.5", 12345.6 -> "12,346"."""
-    return f"{rate:,.{2 if rate < 9.995 else 1 if rate < 99.95 else 0}f}"
 
 
 def _kept_dense(result: BenchResult) -> Iterator[str]:

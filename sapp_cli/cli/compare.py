@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,8 @@ from sapp_cli.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from sapp_cli.comparing.cells import Variant
+    from sapp_cli.cli.comparison_progress import ComparisonWatcher
+    from sapp_cli.comparing.cells import Cell, Variant
     from sapp_cli.comparing.table import Table
 
 CELLS = "What is compared"
@@ -60,7 +62,10 @@ def compare(
     seeds: Annotated[
         str,
         typer.Option(
-            "--seeds", metavar="N|S,S[,S…]", help="Number of seeds from 0 on, or the seeds.", rich_help_panel=CELLS
+            "--seeds",
+            metavar="N|S,[S…]",
+            help="Number of seeds from 0 on, or the seeds; `7,`: only 7.",
+            rich_help_panel=CELLS,
         ),
     ] = "3",
     method_sets: Annotated[
@@ -100,17 +105,21 @@ def compare(
     sapp compare ./my-model -r recipe.yaml -o comparison --sparsity 0.8,0.9
     sapp compare net.safetensors -r digits -o comparison --block-size 8,16 --jobs 4
     """
-    from sapp_cli.checkpoint.output import check_place
-    from sapp_cli.cli.notes import describe, sayer
+    from sapp_cli.checkpoint.output import check_place, is_output
+    from sapp_cli.cli.comparison_progress import ComparisonWatcher
+    from sapp_cli.cli.notes import describe
     from sapp_cli.cli.tables import stdout
     from sapp_cli.comparing.cells import Budget, Store, plan_cells
     from sapp_cli.comparing.files import write_files
     from sapp_cli.comparing.runs import run_cells
     from sapp_cli.comparing.table import make_table
-    from sapp_cli.errors import Interrupted
+    from sapp_cli.errors import Interrupted, UsageError
+    from sapp_cli.report.wording import counted
     from sapp_cli.training.interruption import graceful_stop
 
     check_place(out, checkpoint)
+    if is_output(out):
+        raise UsageError(f"{out}: is an output of `sapp prune`; give another folder with -o for the comparison")
     variants = _variants(methods, method_sets or [])
     flags = {
         "train.steps": ("--steps", steps),
@@ -123,9 +132,13 @@ def compare(
     cells = plan_cells(budget, variants, _blocks(block_size), _sparsities(sparsity), _seeds(seeds))
     store = Store(out)
     describe(checkpoint, quiet, verbose)
-    with graceful_stop() as stop:
+    watcher = ComparisonWatcher(quiet, verbose)
+    if pending := [cell for cell in cells if not store.is_settled(cell)]:
+        watcher.say(f"{counted(len(pending), 'cell')} to run; the checkpoint and the data are looked at first")
+        _look_ahead(pending, checkpoint, metric, watcher)
+    with watcher, graceful_stop() as stop:
         try:
-            run_cells(cells, budget, store, jobs, sayer(quiet), stop)
+            run_cells(cells, budget, store, jobs, watcher, stop, metric)
             if stop.signal_number is None:
                 table = make_table(cells, store, metric)
                 written = write_files(out, table, cells, budget)
@@ -148,6 +161,14 @@ def compare(
         console = stdout()
         console.print()
         console.print(f"written to {out}: {', '.join(written)}", markup=False)
+
+
+def _look_ahead(cells: Sequence[Cell], checkpoint: Path, metric: str | None, watcher: ComparisonWatcher) -> None:
+    """Raise what the first step of any cell would be too late for; seeds change nothing of that."""
+    from sapp_cli.pipeline.ahead import look_ahead
+
+    different = {(cell.variant, cell.block, cell.sparsity): cell.recipe for cell in cells}
+    look_ahead([recipe for recipe in different.values() if recipe], checkpoint, metric, watcher)
 
 
 def print_table(table: Table) -> None:
@@ -233,7 +254,10 @@ def _blocks(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    parts = _parts(text, "--seeds")
-    if not all(part.isdecimal() for part in parts) or (len(parts) == 1 and int(parts[0]) == 0):
-        raise typer.BadParameter(f"'{text}': write a number of seeds, 3, or the seeds, 3,4,5", param_hint="--seeds")
-    return list(range(int(parts[0]))) if len(parts) == 1 else [int(part) for part in parts]
+    listed = text.rstrip().endswith(",")  # as Python has it: 7, is the seed 7 where 7 are seven seeds
+    parts = _parts(text.rstrip().removesuffix(","), "--seeds")
+    is_count = len(parts) == 1 and not listed
+    if not all(part.isdecimal() for part in parts) or (is_count and int(parts[0]) == 0):
+        problem = f"'{text}': write a number of seeds, 3, or the seeds, 3,4,5 (one: 3,)"
+        raise typer.BadParameter(problem, param_hint="--seeds")
+    return list(range(int(parts[0]))) if is_count else [int(part) for part in parts]

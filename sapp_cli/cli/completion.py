@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+KEYS_FILE = Path(__file__).with_name("recipe_keys.json")
+"""The schema's keys, their meanings and values: made by scripts/make_recipe_reference.py, since the schema imports torch."""
 Candidates = list[tuple[str, str]]
 """(what completes the word, a line about it)."""
 
@@ -15,8 +19,6 @@ def complete_shipped(incomplete: str) -> Candidates:
 
 def complete_recipe(incomplete: str) -> Candidates:
     """Recipe files and folders of the current folder, then the shipped recipes; paths further off are the shell's."""
-    from pathlib import Path
-
     places = sorted(path for path in Path().iterdir() if not path.name.startswith("."))
     folders = [f"{path.name}/" for path in places if path.is_dir()]
     files = [path.name for path in places if path.suffix in (".yaml", ".yml")]
@@ -40,19 +42,18 @@ def complete_methods(incomplete: str) -> Candidates:
 
 def complete_key(incomplete: str) -> Candidates:
     """Recipe keys that hold a value, with the sign that comes next; behind it the values, where they are words of a list."""
-    from sapp_cli.recipe.keys import all_keys, field_at, section_in
-    from sapp_cli.recipe.names import key_path
-    from sapp_cli.recipe.wording import choices, meaning
+    import json
+    import re
 
+    from rich.markup import escape
+
+    keys = json.loads(KEYS_FILE.read_text(encoding="utf-8"))
     key, sign, _ = incomplete.partition("=")
     if sign:
-        _, field = field_at(key_path(key))
-        words = () if field is None else ("true", "false") if field.annotation is bool else choices(field.annotation)
-        return [(f"{key}={word}", "") for word in words]
-    found = []
-    for key in all_keys():
-        if key.startswith(incomplete) and "." in key and "[" not in key:
-            _, field = field_at(key_path(key))
-            if field is not None and section_in(field.annotation) is None:
-                found.append((f"{key}=", meaning(field)))
-    return found
+        entry = keys.get(re.sub(r"\[\d+\]|\.\d+(?=\.)", "[]", key))
+        return [(f"{key}={word}", "") for word in entry["values"]] if entry else []
+    return [
+        (f"{key}=", escape(entry["meaning"]))  # typer takes [density, 1/density] for a style
+        for key, entry in keys.items()
+        if key.startswith(incomplete) and "[" not in key
+    ]

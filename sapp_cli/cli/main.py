@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,8 +14,10 @@ import typer
 from sapp_cli._version import __version__
 from sapp_cli.cli import bench, check, compare, evaluate, export, plan, prune, recipes, report
 from sapp_cli.cli.help import keep_examples
-from sapp_cli.cli.shells import use_our_scripts
-from sapp_cli.errors import Interrupted, SappError
+from sapp_cli.cli.shells import keep_candidates_whole, use_our_scripts
+from sapp_cli.cli.streams import drop_stdout, prepare
+from sapp_cli.errors import Interrupted, ResourceError, SappError, UsageError
+from sapp_cli.training.interruption import Terminated, end_at_once, forget_signals
 
 PRUNE = "Prune, with a recipe"
 JUDGE = "Look at any checkpoint"
@@ -55,14 +58,6 @@ def root(
     """Prune trained PyTorch checkpoints in blocks, with SequentialAttention++ and its competitors."""
 
 
-class _Terminated(BaseException):
-    """SIGTERM; an exception, so that whatever was begun is cleaned up."""
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise _Terminated
-
-
 def _outlive_the_terminal() -> None:
     """Where the terminal goes away (SIGHUP), end as by SIGTERM, which saves a run's state; `nohup` stays what it is."""
     number = getattr(signal, "SIGHUP", None)  # not on Windows
@@ -80,29 +75,55 @@ def _outlive_the_terminal() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of docs/cli.md."""
-    signal.signal(signal.SIGTERM, _terminate)
+    prepare()
+    end_at_once()
     _outlive_the_terminal()
+    keep_candidates_whole()
     try:
+        if "" in sys.argv[1:]:
+            raise UsageError("an argument is empty; if a variable of the shell stood there, it has no value")
         code = app(prog_name="sapp", standalone_mode=False)
+        sys.stdout.flush()
         if code == 128 + signal.SIGINT:  # typer turns KeyboardInterrupt into this code, and says nothing
             code = _interrupted(signal.SIGINT)
     except SappError as error:
         code = _failed(error)
     except (KeyboardInterrupt, typer.Abort):
         code = _interrupted(signal.SIGINT)
-    except _Terminated:
+    except Terminated:
         code = _interrupted(signal.SIGTERM)
     except BrokenPipeError:
-        # Whoever read stdout is gone; Python would complain once more when it closes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         code = 128 + signal.SIGPIPE
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        code = 128 + signal.SIGPIPE  # rich has seen it first
     except Exception as error:
-        code = _shown_by_typer(error)
+        code = _out_of_memory(error) or _stdout_is_full(error) or _shown_by_typer(error)
         if code is None:
             traceback.print_exc()
             print("sapp: this is a bug of sapp; please report it with the lines above", file=sys.stderr)
             code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _out_of_memory(error: Exception) -> int | None:
+    """The exit code where memory ran out in NumPy, or in torch's allocator of the CPU; None for anything else."""
+    if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    reason = str(error).strip().rpartition("can't allocate memory: ")[2]
+    return _failed(
+        ResourceError(f"out of memory{f': {reason}' if reason else ''}; this needs a machine with more of it")
+    )
+
+
+def _stdout_is_full(error: Exception) -> int | None:
+    """The exit code where the disk behind stdout takes no more; files of ours say themselves where they cannot be written."""
+    if not isinstance(error, OSError) or error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    drop_stdout()
+    return _failed(ResourceError(f"stdout: {error.strerror}"))
 
 
 def _shown_by_typer(error: Exception) -> int | None:
@@ -121,15 +142,16 @@ def _shown_by_typer(error: Exception) -> int | None:
 
 
 def _interrupted(number: int) -> int:
+    forget_signals()
     _end_echo()
     print("sapp: interrupted; nothing was written", file=sys.stderr)
     return 128 + number
 
 
 def _end_echo() -> None:
-    """A new line after the ^C that a terminal has written into the old one."""
+    """Begin a line anew where a terminal may have written ^C into it."""
     if sys.stderr.isatty():
-        print(file=sys.stderr)
+        print(end="\n" if os.environ.get("TERM", "dumb") == "dumb" else "\r\x1b[K", file=sys.stderr, flush=True)
 
 
 def _failed(error: SappError) -> int:

@@ -85,6 +85,7 @@ def plan(
         from sapp_cli.rehearsal import estimate_duration
 
         with ProgressWatcher(quiet, verbose) as watcher:
+            watcher.say("rehearsing a few steps of each phase")
             duration = estimate_duration(loaded, checkpoint, watcher)
     if as_json:
         seconds = {} if duration is None else {"time": duration.as_json()}

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from sapp_cli.report.wording import metric_text, percent, span_text
 from sapp_cli.training.loop import StepRecord
 
 PLAIN_LINES = 20  # of a whole run, besides those of phases and evaluations
@@ -51,7 +52,7 @@ class ProgressWatcher:
         if self._quiet:
             return
         if record.metrics:
-            self._metrics = ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+            self._metrics = ", ".join(f"{name} {metric_text(value)}" for name, value in record.metrics.items())
         done, last = record.moment.step + 1, record.moment.step + 1 == record.steps
         every = max(1, record.steps // PLAIN_LINES)
         if self._live and not self._verbose:
@@ -61,8 +62,8 @@ class ProgressWatcher:
             left = record.seconds / done * (record.steps - done)
             metrics = f"  {self._metrics}" if record.metrics else ""
             self.say(
-                f"step {done}/{record.steps}  {record.moment.name}  sparsity {record.sparsity:.3f}  "
-                f"loss {record.loss:.4f}{metrics}  {_duration(left)} left"
+                f"step {done}/{record.steps}  {record.moment.name}  sparsity {percent(record.sparsity)}  "
+                f"loss {metric_text(record.loss)}{metrics}  {span_text(left)} left"
             )
         if last:
             self._stop()
@@ -82,7 +83,7 @@ class ProgressWatcher:
             self._progress.start()
             self._task = self._progress.add_task("", total=record.steps)
         assert self._task is not None, "made with the progress"
-        text = f"{record.moment.name} · sparsity {record.sparsity:.2f} · loss {record.loss:.4f}"
+        text = f"{record.moment.name} · sparsity {percent(record.sparsity)} · loss {metric_text(record.loss)}"
         if record.metrics:
             self._progress.console.print(
                 f"step {record.moment.step + 1}: {self._metrics}", markup=False, highlight=False
@@ -93,14 +94,6 @@ class ProgressWatcher:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def is_terminal() -> bool:

@@ -7,6 +7,7 @@ Files and folders are the shell's own affair, wherever sapp has nothing to offer
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 ASK = "_SAPP_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS"
@@ -74,3 +75,9 @@ def use_our_scripts() -> None:
 
     scripts: dict[str, Any] = getattr(_completion_shared, "_completion_scripts", {})
     scripts.update({name: script.replace("%", "%%") for name, script in SCRIPTS.items()})  # typer fills in, by %
+
+
+def keep_candidates_whole() -> None:
+    """While a shell asks: no line of the answer is broken, since each would be a candidate of its own."""
+    if "_SAPP_COMPLETE" in os.environ:
+        os.environ["COLUMNS"] = "10000"  # typer draws the explanations as wide as the terminal

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sapp_cli.cli.report_table import layer_table
-from sapp_cli.report.wording import percent, size_text
+from sapp_cli.report.wording import metric_text, percent, size_text, time_text
 
 if TYPE_CHECKING:
     from sapp_cli.pipeline.prune import PruneResult
@@ -63,7 +63,7 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None) -
     console.print(f"on disk: {size_text(model.bytes_dense)} dense, {size_text(model.bytes_sparse)} block-sparse")
 
     if duration is not None:
-        steps = ", ".join(f"{phase} {seconds * 1e3:,.1f} ms" for phase, seconds in duration.steps.items())
+        steps = ", ".join(f"{phase} {time_text(seconds)}" for phase, seconds in duration.steps.items())
         console.print(
             f"time: {duration_text(duration.total)}, training {duration_text(duration.training)}; a step: {steps}"
         )
@@ -92,7 +92,7 @@ def _timetable(plan: Plan) -> Table:
 def print_result(console: Console, result: PruneResult) -> None:
     """What a run came to: metric, sparsity, sizes, where things are."""
     for name, metric in result.metrics.items():
-        console.print(f"{name:<12} {metric.dense:.4f} dense → {metric.pruned:.4f} pruned")
+        console.print(f"{name:<12} {metric_text(metric.dense)} dense → {metric_text(metric.pruned)} pruned")
     report = result.report
     console.print(
         f"{'sparsity':<12} {percent(report.pruned_block_sparsity)} of the blocks of {len(report.pruned)} pruned layers, "
@@ -111,7 +111,7 @@ def print_result(console: Console, result: PruneResult) -> None:
 def print_metrics(console: Console, metrics: dict[str, float]) -> None:
     """One line a metric."""
     for name, value in metrics.items():
-        console.print(f"{name:<12} {value:.4f}")
+        console.print(f"{name:<12} {metric_text(value)}")
 
 
 def print_recipes(console: Console, rows: Sequence[tuple[str, str]]) -> None:

@@ -24,7 +24,7 @@ from sapp_cli.checkpoint.output import sha256_file, write_json
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.checkpoint.write import disk_errors
 from sapp_cli.errors import TrainingError
-from sapp_cli.recipe.load import Flag, load_recipe
+from sapp_cli.recipe.load import Flag, LoadedRecipe, load_recipe
 
 DIVERGED = TrainingError.exit_code
 OUTCOMES = (0, DIVERGED)
@@ -51,6 +51,7 @@ class Cell:
     sparsity: float
     seed: int
     settings: str = ""  # hash
+    recipe: LoadedRecipe | None = field(default=None, compare=False, repr=False)  # None where it is only looked up
 
     @property
     def name(self) -> str:
@@ -119,11 +120,12 @@ def plan_cells(
             "prune.sparsity": Flag("--sparsity", sparsity),
             "train.seed": Flag("--seeds", seed),
         }
-        recipe = load_recipe(budget.recipe, [*budget.sets, *variant.sets], flags).recipe.model_dump(mode="json")
+        recipe = load_recipe(budget.recipe, [*budget.sets, *variant.sets], flags)
+        settings = recipe.recipe.model_dump(mode="json")
         for key in NOT_THE_RESULT:
-            recipe["train"].pop(key)
-        text = json.dumps([__version__, inputs, recipe], sort_keys=True)
-        cells.append(Cell(variant, block, sparsity, seed, hashlib.sha256(text.encode()).hexdigest()))
+            settings["train"].pop(key)
+        text = json.dumps([__version__, inputs, settings], sort_keys=True)
+        cells.append(Cell(variant, block, sparsity, seed, hashlib.sha256(text.encode()).hexdigest(), recipe))
     return cells
 
 

@@ -7,16 +7,33 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from sapp_cli.comparing.cells import OUTCOMES, Budget, Cell, Record, Store
-from sapp_cli.errors import DataError
+from sapp_cli.comparing.table import chosen_metric
+from sapp_cli.errors import DataError, SappError, UsageError
+from sapp_cli.report.run import read_run
+from sapp_cli.report.wording import metric_text, span_text
 from sapp_cli.training.interruption import StopRequest
 
 PAUSE = 0.1  # seconds between two looks at the running processes
 PATIENCE = 120  # seconds that an interrupted run has to save its state
 LAST_LINES = 3  # of what a failed run said, for its record
+FOR_ALL: Mapping[int | None, type[SappError]] = {error.exit_code: error for error in (UsageError, DataError)}
+"""Errors that are known before a first step: checkpoint, data and machine are the same for all cells."""
+
+
+class Watcher(Protocol):
+    """Whoever looks on while cells run."""
+
+    def say(self, text: str) -> None:
+        """One line of what is going on."""
+
+    def running(self, logs: Mapping[str, Path]) -> None:
+        """{name of a running cell: its log}, told again and again."""
 
 
 @dataclass(frozen=True)
@@ -27,37 +44,64 @@ class _Running:
 
 
 def run_cells(
-    cells: Sequence[Cell], budget: Budget, store: Store, jobs: int, say: Callable[[str], None], stop: StopRequest
+    cells: Sequence[Cell],
+    budget: Budget,
+    store: Store,
+    jobs: int,
+    watcher: Watcher,
+    stop: StopRequest,
+    metric: str | None = None,
 ) -> None:
     """Run every cell that is not settled, `jobs` at a time; the processor's threads are shared out among them.
 
-    What fails is recorded and does not stop the others, but for a file that is missing or damaged: DataError. Once `stop` is
-    asked for, the running cells are told, and this returns when they have saved their states, from which they go on another
-    time.
+    What fails is recorded and does not stop the others, but for what is wrong with all of them: UsageError, and DataError for
+    a file that is missing or damaged. Once `stop` is asked for, the running cells are told, and this returns when they have
+    saved their states, from which they go on another time. `metric`: the one to say at the end of a cell, else its first.
     """
+    places = {cell: f"{place}/{len(cells)}" for place, cell in enumerate(cells, 1)}
     pending = [cell for cell in cells if not store.is_settled(cell)]
     settled = len(cells) - len(pending)
     if settled:
-        say(f"{settled} of {len(cells)} cells are there already")
+        watcher.say(f"{settled} of {len(cells)} cells are there already")
     threads = max(1, available_threads() // max(1, min(jobs, len(pending))))
     running: list[_Running] = []
     began, ran = time.monotonic(), 0
     try:
         while (pending or running) and stop.signal_number is None:
             while pending and len(running) < jobs:
-                running.append(_start(pending.pop(0), budget, store, threads))
+                cell = pending.pop(0)
+                watcher.say(f"cell {places[cell]}  {cell.name}  begins")
+                running.append(_start(cell, budget, store, threads))
+            watcher.running({entry.cell.name: store.log(entry.cell) for entry in running})
             time.sleep(PAUSE)
             for ended in [entry for entry in running if entry.process.poll() is not None]:
                 running.remove(ended)
                 record = _finish(ended, store)
                 ran += 1
-                left = (time.monotonic() - began) / ran * (len(pending) + len(running))
-                outcome = "done" if record.exit_code == 0 else f"exit code {record.exit_code}: {record.error}"
-                say(f"cell {settled + ran}/{len(cells)}  {ended.cell.name}  {outcome}  {span(left)} left")
-                if record.exit_code == DataError.exit_code:  # the checkpoint and the data are the same for all cells
-                    raise DataError(record.error)
+                said = [f"cell {places[ended.cell]}  {ended.cell.name}", _outcome(ended.cell, record, store, metric)]
+                said.append(span_text(record.seconds))
+                if pending or running:
+                    left = (time.monotonic() - began) / ran * (len(pending) + len(running))
+                    said.append(f"about {span_text(left)} left")
+                watcher.say("  ".join(said))
+                if record.exit_code in FOR_ALL:
+                    raise FOR_ALL[record.exit_code](record.error)
     finally:
+        watcher.running({})
+        if running and stop.signal_number is not None:
+            watcher.say("the running cells save their states")
         _end(running, store)
+
+
+def _outcome(cell: Cell, record: Record, store: Store, metric: str | None) -> str:
+    """Like "accuracy 0.9722 → 0.9694"; the error of a run that failed. Raises UsageError where it has no such metric."""
+    if record.exit_code != 0:
+        return f"exit code {record.exit_code}: {record.error}"
+    run = read_run(store.out(cell))
+    if run is None or not run.metrics:
+        return "done"
+    name, value = chosen_metric(run.metrics, metric)
+    return f"{name} {metric_text(value.dense)} → {metric_text(value.pruned)}"
 
 
 def available_threads() -> int:
@@ -66,15 +110,6 @@ def available_threads() -> int:
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def span(seconds: float) -> str:
-    """75 -> "1 min 15 s", 3700 -> "1 h 01 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def _start(cell: Cell, budget: Budget, store: Store, threads: int) -> _Running:

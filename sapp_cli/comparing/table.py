@@ -15,7 +15,7 @@ from sapp_cli.checkpoint.damage import damaged
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
 from sapp_cli.comparing.cells import DIVERGED, Cell, Record, Store
 from sapp_cli.errors import SappError, UsageError
-from sapp_cli.report.run import read_run
+from sapp_cli.report.run import RunMetric, read_run
 from sapp_cli.report.wording import count_text, metric_text, percent, size_text
 
 VERSION = 1
@@ -297,14 +297,11 @@ def _read(store: Store, cell: Cell, record: Record, metric: str | None) -> Resul
     run = read_run(out)
     if run is None:  # somebody removed it
         return Failure(cell.seed, None, "")
-    name = metric or next(iter(run.metrics))
-    if name not in run.metrics:
-        raise UsageError(f"--metric {name}: the runs have {', '.join(run.metrics)}")
+    _, value = chosen_metric(run.metrics, metric)
     path = out / "sparsity.json"
     model = read_object(path, "the sparsity report", CONFIG_LIMIT).get("model")
     if not isinstance(model, dict):
         raise damaged(path, "is not a sparsity report of sapp: it has no totals")
-    value = run.metrics[name]
     return Result(
         dense=value.dense,
         pruned=value.pruned,
@@ -316,6 +313,14 @@ def _read(store: Store, cell: Cell, record: Record, metric: str | None) -> Resul
         multiply_adds=model.get("multiply_adds"),
         kept_multiply_adds=model.get("kept_multiply_adds"),
     )
+
+
+def chosen_metric(metrics: Mapping[str, RunMetric], metric: str | None) -> tuple[str, RunMetric]:
+    """The metric of a run to compare by, its first where none is named. Raises UsageError for one that it does not have."""
+    name = metric or next(iter(metrics))
+    if name not in metrics:
+        raise UsageError(f"--metric {name}: the runs have {', '.join(metrics)}")
+    return name, metrics[name]
 
 
 def _whole(value: float | None) -> int | None:

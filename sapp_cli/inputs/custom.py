@@ -79,7 +79,7 @@ def load_custom_data(data: DataSection) -> DataSets:
     if not callable(collate):
         text = f"{place}: 'collate' is a value of type {type(collate).__name__}, not a function of a list of rows"
         raise SourceError([(KEY, text)])
-    description = f"training: {len(train)} rows of {data.factory}; validation: {len(validation)} rows of it"
+    description = f"training: {len(train):,} rows of {data.factory}; validation: {len(validation):,} rows of it"
     return DataSets(train, validation, collate, description)
 
 

@@ -63,12 +63,12 @@ def load_tensor_data(data: DataSection, objective: ObjectiveSection) -> DataSets
         _require_like(arrays, others, place(files))
         train = TensorRows(arrays, range(count), origin)
         validation = TensorRows(others, range(len(next(iter(others.values())))), place(files))
-        held = f"{len(validation)} rows of {place(files)}"
+        held = f"{len(validation):,} rows of {place(files)}"
     else:
         kept, held_out = hold_out(_digests(arrays), data.validation_share, origin)
         train, validation = TensorRows(arrays, kept, origin), TensorRows(arrays, held_out, origin)
-        held = f"{len(validation)} rows held out of them"
-    return DataSets(train, validation, stack_rows, f"training: {len(train)} rows of {origin}; validation: {held}")
+        held = f"{len(validation):,} rows held out of them"
+    return DataSets(train, validation, stack_rows, f"training: {len(train):,} rows of {origin}; validation: {held}")
 
 
 def _read(paths: Sequence[Path], task: str) -> dict[str, Tensor]:

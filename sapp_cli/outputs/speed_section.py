@@ -19,7 +19,7 @@ from sapp_cli.errors import UsageError
 from sapp_cli.report.html import HTML_FILE, with_speed
 from sapp_cli.report.run import home_of
 from sapp_cli.report.speed import BENCH_FILE, SpeedRecord, speed_of, weight_files
-from sapp_cli.report.wording import size_text, time_text
+from sapp_cli.report.wording import rate_text, size_text, time_text
 
 CARD = "README.md"
 BEGIN = "<!-- sapp bench: begin {} -->"
@@ -30,12 +30,17 @@ BEFORE = "## How to load it"
 
 
 def saving_place(path: Path) -> Path:
-    """The output that `path` is, or lies in. Raises UsageError for any other checkpoint."""
+    """The output that `path` is, or lies in. Raises UsageError for any other checkpoint, CheckpointError for a card or a
+    page in it that nothing can be put into: before minutes of measuring.
+    """
     home = home_of(open_checkpoint(path))
     if home is None or not is_output(home):
         raise UsageError(
             f"{path}: --save puts the result into an output of sapp, and this is none; take --json instead"
         )
+    for name in (CARD, HTML_FILE):
+        if (home / name).is_file():
+            _text(home / name)
     return path if path.resolve() == home.resolve() else home
 
 
@@ -60,7 +65,7 @@ def card_section(speed: SpeedRecord) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters.update(size=size_text, time=time_text)
+    environment.filters.update(rate=rate_text, size=size_text, time=time_text)
     text = environment.get_template("speed.md.j2").render(speed=speed)
     return f"{BEGIN.format(_hash(text))}\n{text}{END}\n"
 

@@ -17,7 +17,7 @@ from sapp_cli.inputs.data import DataSets, load_data
 from sapp_cli.inputs.models import LoadedModel, load_model
 from sapp_cli.inputs.sources import require_sources
 from sapp_cli.layers import decide_layers
-from sapp_cli.pipeline.watcher import Watcher
+from sapp_cli.pipeline.watcher import Silence, Watcher
 from sapp_cli.pruner.decisions import make_schedule
 from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.schema import Recipe
@@ -50,6 +50,17 @@ class Run:
         return evaluate(model, self.objective, self.data, size, self.accelerator, teacher=teacher, alone=alone)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a run has read, whatever is to compute with it: all on the CPU."""
+
+    checkpoint: Checkpoint
+    loaded: LoadedModel
+    teacher: nn.Module | None  # where the recipe or the command line names one
+    data: DataSets
+    objective: Objective
+
+
 def set_up(
     recipe: LoadedRecipe,
     checkpoint_path: Path,
@@ -61,27 +72,40 @@ def set_up(
 ) -> Run:
     """Read everything, cheap checks first: a mistake shows before minutes of work."""
     settings = recipe.recipe
-    say = watcher.say if watcher else lambda text: None
+    start = read_start(settings, checkpoint_path, watcher or Silence(), pruning=pruning, teacher_path=teacher_path)
+    teacher = start.teacher and start.teacher.to(accelerator.device)
+    if not (pruning and shards(settings.train, accelerator)):
+        start.loaded.model.to(accelerator.device)
+    return Run(accelerator, settings, start.checkpoint, start.loaded, teacher, start.data, start.objective)
+
+
+def read_start(
+    settings: Recipe,
+    checkpoint_path: Path,
+    watcher: Watcher,
+    *,
+    pruning: bool = True,
+    teacher_path: Path | None = None,
+) -> Start:
+    """Checkpoint, model, data and objective; with `pruning`, settings that do not fit them are found on the way."""
     require_sources(settings)
     checkpoint = open_checkpoint(checkpoint_path)
     loaded = load_model(checkpoint, settings.model)
-    say(f"{checkpoint_path}: {loaded.description}")
+    watcher.say(f"{checkpoint_path}: {loaded.description}")
     for name in loaded.added:
-        say(f"warning: the checkpoint has no '{name}'; it starts at random and is exported with the others")
+        watcher.say(f"warning: the checkpoint has no '{name}'; it starts at random and is exported with the others")
     if pruning:
         decide_layers(loaded.model, settings.prune, loaded.stored_names)
         if settings.train.steps is not None:
             make_schedule(settings.prune, settings.train.steps)
     data = read_data(settings, checkpoint)
-    say(data.description)
+    watcher.say(data.description)
     objective = make_objective(settings.objective, loaded.model)
     teacher = None
     named = teacher_path or settings.objective.distill.teacher
     if objective.needs_teacher and named is not None:
-        teacher = load_model(open_checkpoint(named), settings.model).model.to(accelerator.device)
-    if not (pruning and shards(settings.train, accelerator)):
-        loaded.model.to(accelerator.device)
-    return Run(accelerator, settings, checkpoint, loaded, teacher, data, objective)
+        teacher = load_model(open_checkpoint(named), settings.model).model
+    return Start(checkpoint, loaded, teacher, data, objective)
 
 
 def read_data(recipe: Recipe, checkpoint: Checkpoint) -> DataSets:

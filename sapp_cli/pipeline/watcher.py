@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from sapp_cli.layers import Layer
+from sapp_cli.report.wording import metric_text, percent
 from sapp_cli.training.loop import StepRecord
 
 
@@ -33,11 +34,11 @@ class Silence:
 
 
 def describe_metrics(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    return ", ".join(f"{name} {metric_text(value)}" for name, value in metrics.items())
 
 
 def describe_layers(layers: list[Layer]) -> str:
     pruned = [layer for layer in layers if layer.pruned]
     prunable = [layer for layer in layers if layer.prunable]
     share = sum(layer.parameters for layer in pruned) / max(1, sum(layer.parameters for layer in prunable))
-    return f"{len(pruned)} of {len(prunable)} prunable layers are pruned, {share:.1%} of their weights"
+    return f"{len(pruned)} of {len(prunable)} prunable layers are pruned, {percent(share)} of their weights"

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from sapp_cli._version import __version__
 from sapp_cli.checkpoint.write import disk_errors, replacing
 from sapp_cli.report.texts import comparison_cells
-from sapp_cli.report.wording import by, count_text, metric_text, percent, printable, size_text, time_text
+from sapp_cli.report.wording import by, count_text, metric_text, percent, printable, rate_text, size_text, time_text
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -46,7 +46,7 @@ def templates(room: str = "report") -> Environment:
         metric=metric_text,
         percent=percent,
         printable=printable,
-        rate=lambda rate: f"{rate:,.1f}" if rate < 1000 else f"{rate:,.0f}",
+        rate=rate_text,
         size=size_text,
         thousands=lambda count: f"{count:,}",
         time=time_text,

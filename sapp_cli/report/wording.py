@@ -48,6 +48,20 @@ def time_text(seconds: float) -> str:
     raise AssertionError("the last unit takes everything")
 
 
+def span_text(seconds: float) -> str:
+    """Of a run, or what is left of it: 45 -> "45 s", 75 -> "1 min 15 s", 3700 -> "1 h 01 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def rate_text(rate: float) -> str:
+    """So many a second, three digits and more: 23.456 -> "23.5", 12345.6 -> "12,346"."""
+    return f"{rate:,.{2 if rate < 9.995 else 1 if rate < 99.95 else 0}f}"
+
+
 def times_smaller(before: float, after: float) -> str:
     """(1200, 150) -> "8.0× smaller"; "" where it is not."""
     return f"{before / after:.1f}× smaller" if 0 < after < before else ""

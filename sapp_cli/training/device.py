@@ -20,16 +20,22 @@ ACCELERATE_FSDP = "ACCELERATE_USE_FSDP"
 """Set by `accelerate launch` where its configuration, or --use_fsdp, asks for FSDP."""
 
 
-def make_accelerator(settings: TrainSection) -> Accelerator:
-    """The accelerator of a run, on one process or as many as torchrun or `accelerate launch` started.
-
-    Raises SettingError for a device or a precision that this machine does not have.
-    """
+def on_cpu(settings: TrainSection) -> bool:
+    """True for a run on the CPU. Raises SettingError for a device or a precision that this machine does not have."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise SettingError([("train.device", "cuda, but torch sees no CUDA device; take auto or cpu")])
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     if settings.precision == "fp16" and cpu:
         raise SettingError([("train.precision", "fp16 needs a GPU; take bf16 or fp32")])
+    return cpu
+
+
+def make_accelerator(settings: TrainSection) -> Accelerator:
+    """The accelerator of a run, on one process or as many as torchrun or `accelerate launch` started.
+
+    Raises SettingError for a device or a precision that this machine does not have.
+    """
+    cpu = on_cpu(settings)
     cards, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if not cpu and local_rank >= cards:
         raise UsageError(

@@ -184,6 +184,6 @@ def test_a_disk_without_space_is_found_before_anything_is_written(
 ) -> None:
     source = open_checkpoint(save(tmp_path / "x.safetensors", {"bias": ("F32", np.ones(2, np.float32))}))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 7})())
-    with pytest.raises(ResourceError, match=r"out: needs 0\.00 GB of disk, 0\.00 GB are free"):
+    with pytest.raises(ResourceError, match=r": needs 0\.00 GB of disk, 0\.00 GB are free"):
         export_checkpoint(source, tmp_path / "out", "dense", lambda name: None)
     assert not (tmp_path / "out").exists()

@@ -170,7 +170,7 @@ def test_an_output_below_a_file(tmp_path: Path, source: Path) -> None:
 def test_free_space(tmp_path: Path) -> None:
     check_free_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(
-        ResourceError, match=r"out: needs 1000000000\.00 GB of disk, [\d.]+ GB are free; free some space"
+        ResourceError, match=r"out: needs 1,000,000,000\.00 GB of disk, [\d.,]+ GB are free; free some space"
     ):
         check_free_space(tmp_path / "out", 10**18)
 

@@ -15,7 +15,8 @@ from sapp_cli.errors import UsageError
 from sapp_cli.inputs.models import load_model
 from sapp_cli.pipeline.evaluate import bench_inputs
 from sapp_cli.recipe.load import load_recipe
-from sapp_cli.recipe.schema import ModelSection, PruneSection
+from sapp_cli.recipe.prune_section import PruneSection
+from sapp_cli.recipe.schema import ModelSection
 from sapp_cli.runtime import bench_forms, example_inputs, load
 from sapp_cli.runtime.bench_results import RandomMask, Settings
 from sapp_cli.runtime.benchmark import bench

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from sapp_cli.cli.completion import KEYS_FILE
 from sapp_cli.cli.shells import SCRIPTS
+from scripts.make_recipe_reference import completions
 
 METHODS = {"sequential-attention", "acdc", "powerprop", "magnitude", "gradual-magnitude"}
 
@@ -28,6 +30,7 @@ def completed(sapp, tmp_path, monkeypatch):
     def ask(shell: str, line: str) -> str:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("_SAPP_COMPLETE", f"complete_{shell}")
+            patch.setenv("COLUMNS", "40")
             patch.setenv("COMP_WORDS", line)
             patch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
             patch.setenv("_TYPER_COMPLETE_ARGS", line)
@@ -66,10 +69,26 @@ def test_only_keys_that_hold_a_value_are_completed(completed):
     assert completed("bash", "sapp plan --set prune.acdc").split() == ["prune.acdc.pruned_weights="]
 
 
+def test_keys_and_their_values_are_those_of_the_schema():
+    assert KEYS_FILE.read_text(encoding="utf-8") == completions(), "run python scripts/make_recipe_reference.py"
+
+
+def test_an_explanation_stays_on_the_line_of_its_word(completed):
+    lines = completed("fish", "sapp plan --set prune.attention.").splitlines()
+    assert [line.partition("=\t")[0] for line in lines] == [
+        f"prune.attention.{key}" for key in ("score", "lr", "decay", "betas", "clip", "revive")
+    ]
+    assert "Clamp A to [density, 1/density] " in lines[4]  # square brackets are no style
+    assert all(line.split("\t")[1] for line in completed("fish", "sapp plan -r ").splitlines()[1:])
+
+
 def test_values_of_a_key_and_the_last_of_a_list_are_completed(completed):
     assert completed("fish", "sapp plan --set prune.method=ac").split() == ["prune.method=acdc"]
     assert completed("fish", "sapp plan --set train.compile=").split() == ["train.compile=true", "train.compile=false"]
     assert completed("fish", "sapp plan --set prune.block_size=").split() == []
+    assert completed("fish", "sapp plan --set prune.rules[1].dense=").split()[0] == "prune.rules[1].dense=true"
+    assert completed("fish", "sapp plan --set prune.rules.1.dense=").split()[0] == "prune.rules.1.dense=true"
+    assert completed("fish", "sapp plan --set no.such.key=").split() == []
     assert completed("fish", "sapp compare --methods acdc,pow").split() == ["acdc,powerprop"]
     assert "acdc,acdc" not in completed("fish", "sapp compare --methods acdc,")
 

@@ -47,6 +47,14 @@ def test_reading_a_checkpoint_imports_nothing_heavy(tmp_path, verb):
     assert not modules_after(verb, plain) & HEAVY
 
 
+@pytest.mark.parametrize("line", ["sapp prune --set prune.m", "sapp plan --set prune.method=", "sapp plan -r "])
+def test_a_tab_imports_nothing_heavy(monkeypatch, line):
+    monkeypatch.setenv("_SAPP_COMPLETE", "complete_fish")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
+    assert not modules_after() & {*HEAVY, "sapp_cli.recipe.schema"}
+
+
 EXAMPLES = {
     "report": """
         sapp report ./my-model-sparse --sort size

@@ -1,12 +1,14 @@
 """`sapp compare`, whole: real runs in processes of their own, kept, repeated, interrupted."""
 
 import json
+import re
 import signal
 import subprocess
 import time
 
 import pytest
 
+from sapp_cli.cli.comparison_progress import last_line
 from sapp_cli.comparing.cells import Cell, Record, Store, Variant
 from sapp_cli.comparing.runs import _end, _Running
 from tests.runs import Running
@@ -38,6 +40,15 @@ SHORT = ("--sparsity", "0.9", "--steps", "20", "--set", "train.evaluate_every=nu
 def test_a_comparison_is_made_once(sapp, digits, folder):
     ran = sapp(*arguments(digits, folder, *TWO, *SHORT, "--json"))
     assert ran.code == 0, ran.err
+    said = ran.err.splitlines()
+    assert said[0] == "2 cells to run; the checkpoint and the data are looked at first"
+    assert said[1].startswith(f"{digits / 'dense.safetensors'}: ")
+    assert said[2].startswith("training: ")
+    cells = [f"{label}-block8-sparsity0.9-seed0" for label in ("calm", "wild")]
+    assert said[3:5] == [f"cell {number}/2  {cell}  begins" for number, cell in enumerate(cells, 1)]
+    ended = {line.split("  ")[1]: line for line in said[5:]}
+    assert re.fullmatch(r"cell 1/2  \S+  accuracy 0\.\d{4} → 0\.\d{4}  \d+ s(  about \d+ s left)?", ended[cells[0]])
+    assert ended[cells[1]].startswith(f"cell 2/2  {cells[1]}  exit code 6: the loss is nan in step 2 (sparse ")
     calm, wild = ran.json["rows"]
     assert (calm["method"], wild["method"]) == ("calm", "wild")
     assert calm["values"] == {"0": calm["mean"]}
@@ -83,8 +94,13 @@ def test_a_sigterm_says_what_is_done_and_how_to_go_on(digits, folder, tmp_path):
     running.send(signal.SIGTERM)
     code, said = running.finish()
     assert code == 143, said
-    assert said.splitlines() == [
+    lines = [line for line in said.splitlines() if "cell" in line]
+    assert lines == [
+        "2 cells to run; the checkpoint and the data are looked at first",
         "2 of 4 cells are there already",
+        "cell 3/4  calm-block8-sparsity0.5-seed0  begins",
+        "cell 4/4  wild-block8-sparsity0.5-seed0  begins",
+        "the running cells save their states",
         "sapp: interrupted; 2 of 4 cells are done, the same command goes on",
     ]
     assert (folder / "comparison.json").read_bytes() == before
@@ -123,7 +139,7 @@ def test_an_interrupted_comparison_goes_on(sapp, digits, tmp_path):
     running.send(signal.SIGINT)
     code, said = running.finish()
     assert code == 130, said
-    assert said == "sapp: interrupted; 0 of 1 cells are done, the same command goes on\n"
+    assert said.splitlines()[-1] == "sapp: interrupted; 0 of 1 cells are done, the same command goes on"
     assert "the state is saved" in log.read_text()
     ran = sapp(*arguments(digits, tmp_path / "out", *long, "--json"))
     assert ran.code == 0, ran.err
@@ -143,13 +159,17 @@ def test_an_interrupted_comparison_goes_on(sapp, digits, tmp_path):
         (["--sparsity", "0.9,x"], "'x' is no number; write 0.8,0.9"),
         (["--sparsity", "0.9,"], "has an empty place in its list"),
         (["--block-size", "8,0"], "'0' is no block size; write 8,16x32"),
-        (["--seeds", "0"], "'0': write a number of seeds, 3, or the seeds, 3,4,5"),
+        (["--seeds", "0"], "'0': write a number of seeds, 3, or the seeds, 3,4,5 (one: 3,)"),
         (
             ["--method-set", "acdc:prune.score=norm", "--methods", "magnitude"],
             "write METHOD:KEY=VALUE with one of magnitude",
         ),
         (["--sparsity", "0.9,1.5"], "prune.sparsity: 1.5 is too large"),
         (["--set", "prune.score=attention"], "score attention needs method sequential-attention"),
+        (["--set", "model.factory=digits.py:cnn3"], "model.factory: "),
+        (["--metric", "f1"], "--metric f1: the runs have accuracy, loss"),
+        (["--steps", "2"], "steps leave none for the phase"),
+        (["--set", "train.device=cuda"], "train.device: cuda, but torch sees no CUDA device"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(sapp, digits, tmp_path, options, message, monkeypatch):
@@ -160,12 +180,34 @@ def test_mistakes_are_told_before_anything_runs(sapp, digits, tmp_path, options,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_file_stops_it_at_once(sapp, digits, folder):
-    ran = sapp(
-        *arguments(digits, folder, *SHORT[:-2], "--methods", "magnitude", "--seeds", "2"),
-        *("--set", "data.files.train=no.npz"),
-    )
+def test_what_every_cell_would_end_with_stops_it_at_the_first(sapp, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    options = ("--methods", "magnitude", "--seeds", "2", "--set", "train.compile=true")
+    ran = sapp(*arguments(digits, tmp_path / "out", *SHORT[:-2], *options))
+    assert ran.code == 2
+    cell = "magnitude-block8-sparsity0.9-seed"
+    assert [line.split("  ")[1:3] for line in ran.err.splitlines() if line.startswith("cell ")] == [
+        [f"{cell}0", "begins"],
+        [f"{cell}0", "exit code 2: --set: train.compile: torch.compile needs a C++ compiler on a CPU, and there is "
+         "no 'no-such-compiler'; install one, name it in the environment as CXX, or leave it out"],
+    ]  # fmt: skip
+    assert ran.err.splitlines()[-1].startswith("error: --set: train.compile: torch.compile needs a C++ compiler")
+
+
+def test_a_variant_with_data_of_its_own_is_looked_at_too(sapp, digits, tmp_path):
+    """Before any cell begins, though the model and the data of the first variant are sound."""
+    options = ("--methods", "magnitude,other=magnitude", "--method-set", "other:data.files.train=no.npz")
+    ran = sapp(*arguments(digits, tmp_path / "out", *SHORT, *options))
     assert ran.code == 4
-    assert "cell 1/2" in ran.err
-    assert "cell 2/2" not in ran.err
-    assert "data.files.train: no file" in ran.err.splitlines()[-1]
+    assert ran.err.splitlines()[0] == "6 cells to run; the checkpoint and the data are looked at first"
+    assert ran.err.splitlines()[-1].startswith("error: --set: data.files.train: no file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_terminal_shows_what_the_running_cells_said_last(tmp_path):
+    log = tmp_path / "cell.log"
+    assert last_line(log) == ""
+    log.write_text("step 20/60  sparse\nstep 40/60  spar")
+    assert last_line(log) == "step 40/60  spar"
+    log.write_text("x" * 3000 + "\n" + "y" * 2000)
+    assert last_line(log) == "y" * 500

@@ -74,8 +74,8 @@ fp32, random token ids; medians, dense and block-sparse taken in turns.
 
 | whole model | dense | block-sparse | speed-up | inputs a second |
 |---|---|---|---|---|
-| batch 1, 1,500 tokens | 10.0 ms ± 100 µs | 2.00 ms ± 50.0 µs | 5.00× | 100.0 → 500.0 |
-| batch 8 | 10.0 ms ± 100 µs | 2.00 ms ± 50.0 µs | 5.00× | 800.0 → 4000.0 |
+| batch 1, 1,500 tokens | 10.0 ms ± 100 µs | 2.00 ms ± 50.0 µs | 5.00× | 100 → 500 |
+| batch 8 | 10.0 ms ± 100 µs | 2.00 ms ± 50.0 µs | 5.00× | 800 → 4,000 |
 
 Weights in memory: 1.00 kB dense, 400 B block-sparse. `bench.json` has every layer.
 """

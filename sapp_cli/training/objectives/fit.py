@@ -39,6 +39,8 @@ def check_fits(objective: Objective, model: nn.Module, data: DataSets) -> None:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        if "can't allocate memory" in str(error):  # of the CPU's allocator; told as what it is further up
+            raise
         taken = ", ".join(sorted(Inputs.of(model).names)) or "anything"
         raise DataError(
             f"the model does not take the data: {type(error).__name__}: {error}\n"

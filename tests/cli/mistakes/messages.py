@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,12 @@ class Message:
 
     def is_in(self, said: str) -> bool:
         """True if these texts follow one another in what was said."""
-        return re.search(".*".join(map(re.escape, self.texts)), said, re.DOTALL) is not None
+        place = 0
+        for text in self.texts:
+            place = said.find(text, place) + len(text)
+            if place < len(text):
+                return False
+        return True
 
 
 def messages() -> list[Message]:

@@ -1,0 +1,210 @@
+"""What only Python can ask for, and how it is told: the type and the whole message, as in table/ for commands."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+import sapp_cli as sapp
+from sapp_cli.checkpoint.source import open_checkpoint
+from sapp_cli.checkpoint.statistics import block_statistics
+from sapp_cli.errors import CheckpointError, SappError, SettingError, UsageError
+from sapp_cli.grid import BlockGrid, MatrixLayout
+from sapp_cli.runtime.linear import BlockSparseLinear
+
+HERE = "HERE"  # the folder that lies ready, where a message names it
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in a folder with a small checkpoint net.safetensors, and how it ends."""
+
+    name: str
+    call: Callable[[Path], object]
+    error: type[SappError]
+    message: str
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
+
+
+def pruner(steps: int = 20, **settings) -> sapp.Pruner:
+    return sapp.Pruner(network(), {"block_size": 4, "min_blocks": 1, "method": "magnitude", **settings}, steps)
+
+
+def checkpoint(folder: Path):
+    return open_checkpoint(folder / "net.safetensors")
+
+
+def statistics(folder: Path) -> object:
+    return block_statistics(checkpoint(folder), "waves", MatrixLayout("linear", (4, 4)), BlockGrid((4, 4), (2, 2)))
+
+
+def last_steps_without_gradients(folder: Path) -> None:
+    shy = pruner(
+        40,
+        method="gradual-magnitude",
+        score="fisher",
+        phases={"dense": 0.5, "rounds": 1, "last_round": 0.25, "final_sparse": 0.25},
+    )
+    shy.step(0)
+    shy.step(shy.schedule.phases[1].stop - 1)
+
+
+def blocks_that_do_not_fit(folder: Path) -> object:
+    crow, col = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 9], dtype=torch.int32)
+    return BlockSparseLinear((4, 8), torch.ones(2, 2, 4), crow, col)
+
+
+def a_model_of_another_shape(folder: Path) -> object:
+    return sapp.load(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4)), folder / "net.safetensors")
+
+
+def a_report_that_is_none(folder: Path) -> object:
+    (folder / "out").mkdir()
+    shutil.copy(folder / "net.safetensors", folder / "out/model.safetensors")
+    (folder / "out/sparsity.json").write_text('{"layers": 1}')
+    return sapp.load(network(), folder / "out")
+
+
+def a_longer_trainer(folder: Path) -> None:
+    arguments = TrainingArguments(str(folder / "run"), max_steps=30, report_to=[], use_cpu=True, disable_tqdm=True)
+    model = network()
+    rows = [{"input": torch.ones(16), "labels": torch.ones(4)}] * 4
+    callback = sapp.PrunerCallback(sapp.Pruner(model, {"block_size": 4, "min_blocks": 1, "method": "magnitude"}, 20))
+    Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+
+
+def a_longer_trainer_of_lightning(folder: Path) -> None:
+    class Module(pytorch_lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def training_step(self, batch, index):
+            return self.inner(batch).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    module = Module()
+    callback = sapp.PrunerLightningCallback(
+        sapp.Pruner(module, {"block_size": 4, "min_blocks": 1, "method": "magnitude"}, 20)
+    )
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pytorch_lightning.Trainer(
+        max_steps=30, accelerator="cpu", default_root_dir=folder, callbacks=[callback], **quiet
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.ones(40, 16)))
+
+
+CALLS = [
+    Call(
+        "a tensor that no file has",
+        lambda folder: checkpoint(folder).file("nothing"),
+        CheckpointError,
+        "HERE/net.safetensors: 'nothing': no such tensor in this checkpoint",
+    ),
+    Call(
+        "a tensor that a file lacks",
+        lambda folder: checkpoint(folder).files[0].info("nothing"),
+        CheckpointError,
+        "HERE/net.safetensors: 'nothing': no such tensor in this file",
+    ),
+    Call(
+        "a weight that is dense",
+        lambda folder: checkpoint(folder).matrix("0.weight"),
+        CheckpointError,
+        "HERE/net.safetensors: '0.weight': is not stored block-sparse",
+    ),
+    Call(
+        "complex numbers as floats",
+        lambda folder: checkpoint(folder).float32("waves"),
+        CheckpointError,
+        "HERE/net.safetensors: 'waves': complex numbers (C64) are not supported",
+    ),
+    Call(
+        "blocks of complex numbers",
+        statistics,
+        CheckpointError,
+        "HERE/net.safetensors: 'waves': complex numbers (C64) are not supported",
+    ),
+    Call(
+        "Fisher scores without gradients",
+        last_steps_without_gradients,
+        UsageError,
+        "score fisher: no gradient was seen yet; call pruner.step(step, optimizer) before each forward, or "
+        "pruner.observe(step) after each backward",
+    ),
+    Call(
+        "multiply-adds of a model nobody measured",
+        lambda folder: pruner(allocation="multiply-adds"),
+        SettingError,
+        "prune.allocation: multiply-adds has to be measured first: give the Pruner `costs`, from sapp_cli.costs",
+    ),
+    Call(
+        "blocks outside of a weight",
+        blocks_that_do_not_fit,
+        CheckpointError,
+        "a 4×8 weight in blocks of 2×4: bsr_col_indices[1] is 9; there are 2 block columns",
+    ),
+    Call(
+        "a checkpoint of another model",
+        a_model_of_another_shape,
+        CheckpointError,
+        "HERE/net.safetensors does not fit this Sequential:\n"
+        "  '0.bias' is (16,), the model wants (8,)\n"
+        "  '0.weight' is (16, 16), the model wants (8, 16)\n"
+        "  '1.weight' is (4, 16), the model wants (4, 8)",
+    ),
+    Call(
+        "an output with a report that is none",
+        a_report_that_is_none,
+        CheckpointError,
+        "HERE/out/sparsity.json: is no report of sapp; remove it",
+    ),
+    Call(
+        "a Trainer of other steps",
+        a_longer_trainer,
+        UsageError,
+        "the Trainer will run 30 steps, the pruner was made for 20: make it with steps=30, or "
+        "set max_steps=20 in TrainingArguments",
+    ),
+    Call(
+        "a Trainer of Lightning of other steps",
+        a_longer_trainer_of_lightning,
+        UsageError,
+        "the Trainer will run 30 steps, the pruner was made for 20: make it with steps=30, or set max_steps=20 in the Trainer",
+    ),
+]
+SAID_BY_PYTHON = [call.message for call in CALLS]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning, about itself and what it uses
+@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.name)
+def test_a_call(case: Call, tmp_path):
+    tensors = {"0.weight": (16, 16), "0.bias": (16,), "1.weight": (4, 16), "1.bias": (4,)}
+    waves = {"waves": np.ones((4, 4), np.complex64)} if "complex" in case.name else {}
+    save_file(
+        {name: np.ones(shape, np.float32) for name, shape in tensors.items()} | waves, tmp_path / "net.safetensors"
+    )
+    with pytest.raises(case.error) as caught:
+        case.call(tmp_path)
+    assert type(caught.value) is case.error
+    assert str(caught.value).replace(str(tmp_path), HERE) == case.message

@@ -1,0 +1,101 @@
+"""Ctrl-C in a real terminal: one message, on a line of its own, and the cursor where a shell's prompt belongs."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import sys
+import time
+
+import pytest
+
+from tests.training.crew import FORKS
+
+PATIENCE = 60  # seconds
+LONG = ["--steps", "100000", "--set", "train.evaluate_every=null", "--set", "train.save_minutes=60"]
+
+
+def enter(terminal, folder, words):
+    """What a process does that is the first of this terminal."""
+    import torch
+
+    from sapp_cli.cli.main import main
+
+    os.setsid()
+    place = os.open(terminal, os.O_RDWR)  # the first that a new session opens is its own
+    for stream in (0, 1, 2):
+        os.dup2(place, stream)
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(stream, mode) for stream, mode in enumerate("rww"))
+    os.environ.update(TERM="xterm", COLUMNS="100", OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    sys.argv = ["sapp", *words]
+    main()
+
+
+def interrupted(folder, words, sign):
+    """(exit code, all that the terminal was sent) of a command that gets a Ctrl-C once it has shown the sign."""
+    master, slave = pty.openpty()
+    process = FORKS.Process(target=enter, args=(os.ttyname(slave), str(folder), [str(word) for word in words]))
+    process.start()
+    shown, pressed, end = "", False, time.monotonic() + PATIENCE
+    while process.is_alive() or select.select([master], [], [], 0)[0]:
+        if time.monotonic() > end:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"it does not end: {shown}")
+        if select.select([master], [], [], 0.05)[0]:
+            shown += os.read(master, 65536).decode()
+        if not pressed and sign in shown:
+            os.write(master, b"\x03")
+            pressed = True
+    process.join()
+    os.close(master)
+    os.close(slave)
+    return process.exitcode, shown
+
+
+def lines(shown):
+    """What is left on the screen, from its top: a line that is drawn anew is there once."""
+    screen, row = [""], 0
+    for part in re.split(r"(\r|\n|\x1b\[\d*[A-Za-z]|\x1b\[\?\d+[a-z])", shown):
+        if part == "\n":
+            row += 1
+            screen += [""] * (row + 1 - len(screen))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row = max(0, row - int(part[2:-1] or 1))
+        elif part.endswith("K") and part.startswith("\x1b"):
+            screen[row] = ""
+        elif part and not part.startswith("\x1b") and part != "\r":
+            screen[row] += part
+    return screen
+
+
+@pytest.mark.parametrize(
+    ("command", "sign", "message"),
+    [
+        (["plan", "net.safetensors", "-r", "recipe.yaml", "--time", *LONG], "rehearsing", "nothing was written"),
+        (["prune", "net.safetensors", "-r", "recipe.yaml", "-o", "out", *LONG], "/100000", "the state is saved"),
+        (["bench", "net.safetensors", "--random-mask", "-r", "recipe.yaml", "--seconds", "9"], "batch 1", "nothing was"),
+        (
+            ["compare", "net.safetensors", "-r", "recipe.yaml", "-o", "many", "--methods", "acdc", "--seeds", "1", *LONG],
+            "begins",
+            "cells are done, the same command goes on",
+        ),
+    ],
+    ids=["plan", "prune", "bench", "compare"],
+)  # fmt: skip
+def test_after_a_ctrl_c_there_is_one_message_and_a_new_line(digits, tmp_path, command, sign, message):
+    for name in ("recipe.yaml", "digits.py", "data"):
+        (tmp_path / name).symlink_to(digits / name)
+    (tmp_path / "net.safetensors").symlink_to(digits / "dense.safetensors")
+    code, shown = interrupted(tmp_path, command, sign)
+    screen = lines(shown)
+    assert code == 130, shown
+    assert screen[-1] == ""
+    assert screen[-2].startswith("sapp: interrupted"), screen
+    assert message in screen[-2]
+    assert sum("interrupted" in line for line in screen) == 1
+    assert "Traceback" not in shown
