@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -148,7 +147,7 @@ def _last_words(store: Store, cell: Cell) -> str:
 def _end(running: Sequence[_Running], store: Store) -> None:
     """Have the runs save their states and end; those that came to their own end meanwhile are recorded."""
     for entry in running:
-        entry.process.send_signal(signal.SIGINT)
+        entry.process.terminate()  # not SIGINT: what a shell starts in the background ignores that, and so do its children
     for entry in running:
         _wait(entry.process)
         if entry.process.returncode in OUTCOMES:

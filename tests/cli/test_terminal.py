@@ -29,6 +29,7 @@ def enter(terminal, folder, words):
     for stream in (0, 1, 2):
         os.dup2(place, stream)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(stream, mode) for stream, mode in enumerate("rww"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background had it ignored
     os.environ.update(TERM="xterm", COLUMNS="100", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     os.chdir(folder)
