@@ -79,7 +79,7 @@ def undisturbed(job, engine):
     main, other = run_processes(2, sapp, arguments(job, out, *ENGINES[engine]))
     assert (main.code, other.code) == (0, 0), main.said + other.said
     assert other.said == ""
-    assert "step 60/60  sparse  sparsity 0.7" in main.said
+    assert "step 60/60  sparse  sparsity 70" in main.said
     assert main.said.count("written to") == 1
     return out
 
