@@ -257,7 +257,8 @@ def value_text(row: Row) -> str:
         return row.failures[0].text
     text = metric_text(row.mean)
     if row.std is not None:
-        text += f" ± {metric_text(row.std)}"
+        spread = metric_text(row.std) if "e" in text else f"{row.std:.4f}"  # as many decimals as the mean has
+        text += f" ± {spread}"
     if row.failures:
         text += f" ({len(row.failures)} {row.failures[0].text})"
     return text

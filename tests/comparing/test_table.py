@@ -66,6 +66,7 @@ def test_each_group_has_a_best_of_its_own():
     ("found", "text"),
     [
         (row("a", 0.95, 0.97), "0.9600 ± 0.0141"),
+        (row("a", 0.96, 0.9608), "0.9604 ± 0.0006"),
         (row("a", 0.95), "0.9500"),
         (row("a", 0.95, 0.97, failures=[DIVERGED]), "0.9600 ± 0.0141 (1 diverged)"),
         (row("a", failures=[DIVERGED]), "diverged"),
