@@ -238,6 +238,21 @@ def without_numbers(text: str) -> str:
     return re.sub(r"\d+", "#", text)
 
 
+def test_the_gates_of_a_check(sapp, checkout):
+    """Line by line what the page shows; a short run loses more, so its limit is wider and the change not compared."""
+    _, shown = (DOCS / "ci.md").read_text(encoding="utf-8").split("```\n$ ", 1)
+    command, *expected = shown.partition("```")[0].strip().splitlines()
+    terminal = Terminal(sapp)
+    terminal.run("sapp prune runs/demo/dense.safetensors -r recipes/digits.yaml -o runs/demo/pruned")
+    found = terminal.run(command.replace("--max-drop 0.01", "--max-drop 0.9")).splitlines()
+    assert len(found) == len(expected)
+    for line, wanted in zip(found, expected, strict=True):
+        if "max-drop" in wanted:
+            assert without_numbers(line.partition(":")[0]) == without_numbers(wanted.partition(":")[0])
+        else:
+            assert line == wanted
+
+
 def test_every_how_to_is_run():
     run = {"howto-hugging-face", "howto-own-model", "howto-images", "howto-block-size", "howto-resume"}
     by_their_own_tests = {"howto-own-loop", "howto-criteo"}
