@@ -1,6 +1,6 @@
-"""Write the reference of all recipe keys into docs/recipes.md, and what Tab completes of them, from the schema itself.
+"""Write the reference of all recipe keys into docs/recipes.md, and what Tab and editors complete, from the schema itself.
 
-    python scripts/make_recipe_reference.py           # between the markers of docs/recipes.md; recipe_keys.json
+    python scripts/make_recipe_reference.py           # between the markers of docs/recipes.md; recipe_keys.json; JSON Schema
     python scripts/make_recipe_reference.py --check   # exit code 1 if one of them is not up to date
 
 Everything outside the two markers is written by hand and stays as it is. `sapp_cli/cli/recipe_keys.json` is there because
@@ -19,11 +19,13 @@ from pydantic.fields import FieldInfo
 
 from sapp_cli.cli.completion import KEYS_FILE
 from sapp_cli.recipe.keys import section_in
-from sapp_cli.recipe.schema import Recipe
+from sapp_cli.recipe.schema import Recipe, recipe_schema
+from sapp_cli.recipe.shipped import SCHEMA
 from sapp_cli.recipe.wording import allowed, choices, meaning
 from scripts.reference_page import cell, write_page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
+SCHEMA_FILE = PAGE.parents[1] / "recipes" / SCHEMA
 BEGIN = "<!-- from the schema: scripts/make_recipe_reference.py -->"
 END = "<!-- end of the part from the schema -->"
 
@@ -93,10 +95,15 @@ def completions() -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def schema_text() -> str:
+    """As `sapp recipes schema` prints it."""
+    return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
 def main(command_line: Sequence[str] | None = None) -> int:
     script = Path(__file__)
-    of_page = write_page(PAGE, with_reference, script, __doc__, command_line)
-    return max(of_page, write_page(KEYS_FILE, lambda _: completions(), script, __doc__, command_line))
+    made = {PAGE: with_reference, KEYS_FILE: lambda _: completions(), SCHEMA_FILE: lambda _: schema_text()}
+    return max(write_page(file, make, script, __doc__, command_line) for file, make in made.items())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from sapp_cli.recipe.document import read_document
 from sapp_cli.recipe.names import nearest
 
 _ENDINGS = (".yaml", ".yml")
+SCHEMA = "recipe.schema.json"
+"""What `sapp recipes schema` prints, beside the shipped recipes: editors complete and check keys with it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
 def copy_recipe(name: str, destination: Path, overwrite: bool = False) -> list[Path]:
     """Copy a recipe, and the Python files its factories name, to a folder or a .yaml file; returns what it wrote.
 
+    The schema that the recipe's first line names for editors comes along, unless one is there already.
     Raises UsageError, with nothing copied, where one of them exists and `overwrite` is not set.
     """
     source = find_recipe(name)
@@ -59,6 +62,9 @@ def copy_recipe(name: str, destination: Path, overwrite: bool = False) -> list[P
     copies = {source: target}
     for file in _factory_files(read_document(source.read_bytes(), str(source)).value):
         copies[source.parent / file] = target.parent / file
+    schema = target.parent / SCHEMA
+    if (source.parent / SCHEMA).is_file() and not schema.exists():
+        copies[source.parent / SCHEMA] = schema
     existing = [copy for copy in copies.values() if copy.exists()]
     if existing and not overwrite:
         raise UsageError("\n".join(f"{path}: exists already; --overwrite replaces it" for path in existing))

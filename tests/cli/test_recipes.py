@@ -68,4 +68,6 @@ def test_listing_and_copying(sapp, tmp_path):
     listed = sapp("recipes", "ls", "--json").json
     assert {row["name"] for row in listed} >= {"digits", "sentence-embedding", "imagenet-resnet50"}
     ran = sapp("recipes", "cp", "digits", tmp_path / "mine.yaml")
-    assert ran.out.splitlines() == [str(tmp_path / "mine.yaml"), str(tmp_path / "digits.py")]
+    assert (tmp_path / "recipe.schema.json").read_text() == sapp("recipes", "schema").out
+    names = ("mine.yaml", "digits.py", "recipe.schema.json")
+    assert ran.out.splitlines() == [str(tmp_path / name) for name in names]

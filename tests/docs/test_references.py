@@ -17,7 +17,9 @@ from sapp_cli.recipe.keys import all_keys, section_at
 from sapp_cli.recipe.load import load_recipe
 from sapp_cli.recipe.names import key_path
 from sapp_cli.recipe.prune_section import PruneSection
+from sapp_cli.recipe.shipped import shipped_recipes
 from scripts import make_cli_reference, make_recipe_reference
+from scripts.make_recipe_reference import SCHEMA_FILE, schema_text
 from tests.docs.pages import DOCS, README, REPOSITORY, blocks, names, section, table
 
 CLI, METHOD, RECIPES = DOCS / "cli.md", DOCS / "method.md", DOCS / "recipes.md"
@@ -88,6 +90,14 @@ def test_the_exit_codes() -> None:
 
     text = section(CLI, "## Exit codes")
     assert {int(row[0]) for row in table(text, "code")} == codes(SappError) | {0, 130, 143}
+
+
+def test_editors_find_the_schema_of_every_shipped_recipe() -> None:
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), "run python scripts/make_recipe_reference.py"
+    for recipe in shipped_recipes():
+        first = recipe.path.read_text(encoding="utf-8").splitlines()[0]
+        assert first == f"# yaml-language-server: $schema={SCHEMA_FILE.name}"
+        assert recipe.path.parent == SCHEMA_FILE.parent
 
 
 def test_the_page_of_recipe_keys_is_up_to_date() -> None:

@@ -75,7 +75,7 @@ def test_all_of_them_are_here() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_follows_the_schema_and_opens_with_a_title_and_what_to_change(name: str) -> None:
     recipe = load(name)
-    title, blank, *rest = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    _, title, blank, *rest = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     head = rest[: rest.index("")]
     assert title.startswith("# ")
     assert f"{recipe.prune.sparsity:.0%}".replace("%", " %") in title
