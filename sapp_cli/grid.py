@@ -11,7 +11,7 @@ Letters used all over the package:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 LayoutKind = Literal["linear", "conv", "transposed"]
@@ -65,14 +65,15 @@ class BlockGrid:
 
     matrix: tuple[int, int]  # (out, in)
     block: tuple[int, int]  # (br, bc)
+    size: tuple[int, int] = field(init=False, repr=False, compare=False)  # (R, C); every step asks for it, often
+    ragged: bool = field(init=False, repr=False, compare=False)
+    """True if a block at the right or bottom edge is smaller than the others."""
 
     def __post_init__(self) -> None:
         assert min(self.matrix) >= 0 and min(self.block) >= 1, f"no grid of {self.block} blocks over {self.matrix}"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(R, C)."""
-        return -(-self.matrix[0] // self.block[0]), -(-self.matrix[1] // self.block[1])
+        size = -(-self.matrix[0] // self.block[0]), -(-self.matrix[1] // self.block[1])
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "ragged", self.padded != self.matrix)
 
     @property
     def count(self) -> int:
@@ -85,11 +86,6 @@ class BlockGrid:
         """(R·br, C·bc): the matrix with its ragged edge blocks made whole."""
         rows, columns = self.size
         return rows * self.block[0], columns * self.block[1]
-
-    @property
-    def ragged(self) -> bool:
-        """True if a block at the right or bottom edge is smaller than the others."""
-        return self.padded != self.matrix
 
     def extent(self, axis: Literal[0, 1], index: int) -> tuple[int, int]:
         """First and one-past-last row (axis 0) or column (axis 1) of block row or column `index`."""

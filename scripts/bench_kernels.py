@@ -32,9 +32,9 @@ import torch
 from scipy.sparse import bsr_array
 
 from sapp_cli.checkpoint.block_sparse import indices
+from sapp_cli.codegen.isa import Isa, host_isas
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import DENSE, ONEDNN, dense_ways
-from sapp_cli.runtime.isa import Isa, host_isas
 from sapp_cli.runtime.kernel import Kernel
 from sapp_cli.runtime.machine import this_machine
 from sapp_cli.runtime.plain import PlainProduct

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn import functional as F
 
 from sapp_cli.core.workspace import Workspace
 from sapp_cli.grid import BlockGrid, MatrixLayout
+from sapp_cli.passes.block_passes import block_passes
 
 SMALL = 1 << 17  # entries: a matrix below stays in the cache, whatever is done to it
 WHOLE = 1 << 20  # entries: up to here a second-level cache is missed anyway, and the third holds all of it
@@ -25,7 +27,9 @@ def attention(logits: Tensor) -> Tensor:
     Divided by fl(1/n), which is what softmax gives every block of equal logits, so that L = 0 yields exactly 1: the product
     n·fl(1/n) is not 1 for one n in eight, and a fresh mask must not change a bit of the checkpoint's function.
     """
-    even = torch.tensor(1 / logits.numel(), dtype=logits.dtype, device=logits.device)
+    even: Tensor | float = 1 / logits.numel()
+    if not logits.is_cpu:  # a GPU multiplies by a number's reciprocal
+        even = torch.tensor(even, dtype=logits.dtype, device=logits.device)
     return torch.softmax(logits.flatten(), 0).view(logits.shape) / even  # (R, C)
 
 
@@ -108,7 +112,7 @@ def scatter_blocks(blocks: Tensor, keep: Tensor, grid: BlockGrid) -> Tensor:
 
 def block_norms(matrix: Tensor, grid: BlockGrid) -> Tensor:
     """‖W_b‖_F of every block in fp32, (R, C); differentiable, with gradient 0 at a zero block."""
-    if _streams(matrix, grid) and not (torch.is_grad_enabled() and matrix.requires_grad):
+    if streams(matrix, grid) and not (torch.is_grad_enabled() and matrix.requires_grad):
         squares = [part.square().sum(1).sum(2) for part in torch.split(as_blocks(matrix, grid), _rows_a_pass(grid))]
         return torch.cat(squares).sqrt()
     norms: Tensor = torch.linalg.vector_norm(as_blocks(matrix.float(), grid), dim=(1, 3))
@@ -117,9 +121,14 @@ def block_norms(matrix: Tensor, grid: BlockGrid) -> Tensor:
 
 def block_product_squares(first: Tensor, second: Tensor, grid: BlockGrid) -> Tensor:
     """‖(first ⊙ second)_b‖_F² of every block in fp32, (R, C); not differentiable."""
-    if not (_streams(first, grid) and _streams(second, grid)):
-        return as_blocks(first.detach().float() * second.detach().float(), grid).square().sum((1, 3))
-    parts = (torch.split(as_blocks(matrix.detach(), grid), _rows_a_pass(grid)) for matrix in (first, second))
+    first, second = first.detach(), second.detach()
+    if not (streams(first, grid) and streams(second, grid)):
+        return as_blocks(first.float() * second.float(), grid).square().sum((1, 3))
+    if (passes := block_passes(grid)) is not None:
+        squares = torch.empty(grid.size)
+        passes.product_squares(first, second, squares)
+        return squares
+    parts = (torch.split(as_blocks(matrix, grid), _rows_a_pass(grid)) for matrix in (first, second))
     return torch.cat([(its * other).square_().sum(1).sum(2) for its, other in zip(*parts, strict=True)])
 
 
@@ -154,12 +163,12 @@ class _ScaleBlocks(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         matrix, per_block = ctx.saved_tensors
-        both = all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()  # it is for gradients of gradients
-        if both and _streams(grad, ctx.grid) and _streams(matrix, ctx.grid):
-            return *_gradients_in_one_pass(grad, matrix, per_block, ctx.grid, ctx.workspace), None, None
+        again = torch.is_grad_enabled()  # for gradients of gradients
+        if all(ctx.needs_input_grad[:2]) and not again and streams(grad, ctx.grid) and streams(matrix, ctx.grid):
+            return *_both_gradients(grad, matrix, per_block, ctx.grid, ctx.workspace), None, None
         grad_matrix = grad_blocks = None
         if ctx.needs_input_grad[0]:
-            grad_matrix = _scale(grad, per_block, ctx.grid)
+            grad_matrix = _scale(grad, per_block, ctx.grid, None if again else ctx.workspace)
         if ctx.needs_input_grad[1]:
             grad_blocks = (as_blocks(grad, ctx.grid) * as_blocks(matrix, ctx.grid)).sum((1, 3))  # (R, C)
         return grad_matrix, grad_blocks, None, None
@@ -170,35 +179,41 @@ def _scale(matrix: Tensor, per_block: Tensor, grid: BlockGrid, workspace: Worksp
         return matrix * spread(per_block, grid)
     (rows, columns), _ = grid.size, grid.block
     scale = per_block.view(rows, 1, columns, 1)
-    if workspace is None or not _streams(matrix, grid) or per_block.dtype != matrix.dtype:
+    if workspace is None or not streams(matrix, grid) or per_block.dtype != matrix.dtype:
         return (as_blocks(matrix, grid) * scale).view(grid.matrix)
     product = workspace.like(matrix)
-    torch.mul(as_blocks(matrix, grid), scale, out=as_blocks(product, grid))
+    if (passes := block_passes(grid)) is not None:
+        passes.scale(matrix, per_block, product)
+    else:
+        torch.mul(as_blocks(matrix, grid), scale, out=as_blocks(product, grid))
     return product
 
 
-def _gradients_in_one_pass(
+def _both_gradients(
     grad: Tensor, matrix: Tensor, per_block: Tensor, grid: BlockGrid, workspace: Workspace | None
 ) -> tuple[Tensor, Tensor]:
-    """Those of the matrix and of the blocks, some block rows at a time: `grad` is read from memory once."""
-    (rows, columns), _ = grid.size, grid.block
-    each = _rows_a_pass(grid)
+    """Those of the matrix and of the blocks, while `grad` is read from memory once."""
     grad_matrix = (workspace or Workspace()).like(matrix)
-    grad_blocks = torch.empty_like(per_block)
+    grad_blocks = torch.empty(grid.size, dtype=per_block.dtype)
+    if per_block.dtype == torch.float32 and (passes := block_passes(grid)) is not None:
+        passes.gradients(grad, matrix, per_block, grad_matrix, grad_blocks, torch.empty(grid.size))
+        return grad_matrix, grad_blocks
+    (rows, columns), _ = grid.size, grid.block
     whole = (as_blocks(grad, grid), as_blocks(matrix, grid), as_blocks(grad_matrix, grid))
-    parts = [*whole, per_block.view(rows, 1, columns, 1), grad_blocks]
-    for its_grad, its_matrix, out, scale, its_blocks in zip(*(torch.split(part, each) for part in parts), strict=True):
+    pieces = [*whole, per_block.view(rows, 1, columns, 1), grad_blocks]
+    few_rows = (torch.split(piece, _rows_a_pass(grid)) for piece in pieces)
+    for its_grad, its_matrix, out, scale, its_blocks in zip(*few_rows, strict=True):
         product = torch.mul(its_grad, its_matrix, out=out)  # where the gradient will lie: that much less in the cache
         torch.sum(product.sum(1), 2, out=its_blocks)  # rows first: faster by half than both at once
         torch.mul(its_grad, scale, out=out)
     return grad_matrix, grad_blocks
 
 
-def _streams(matrix: Tensor, grid: BlockGrid) -> bool:
+def streams(matrix: Tensor, grid: BlockGrid) -> bool:
     """True for a matrix large enough for the time to go into moving it between the CPU and its memory."""
     return (
         not torch.compiler.is_compiling()  # what is compiled gets passes of its own
-        and type(matrix) is Tensor
+        and type(matrix) in (Tensor, Parameter)
         and matrix.device.type == "cpu"
         and matrix.dtype == torch.float32
         and matrix.numel() >= SMALL

@@ -34,12 +34,15 @@ def ramp_count(sparsity: Fraction, blocks: int, share: float) -> int:
 def topk_blocks(scores: Tensor, count: int) -> Tensor:
     """The `count` blocks of greatest score, as a bool mask of the same shape; ties go to the lower block index.
 
-    torch.topk's order among equals is arbitrary and differs between devices, so the sort is a stable one.
+    torch.topk's order among equals is arbitrary and differs between devices: it is asked for the least score alone.
     """
-    order = torch.sort(scores.flatten(), descending=True, stable=True).indices
-    keep = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    keep[order[:count]] = True
-    return keep.view(scores.shape)
+    if not 0 < count < scores.numel():
+        return torch.full_like(scores, count > 0, dtype=torch.bool)
+    flat = scores.flatten()
+    least = torch.topk(flat, count, sorted=False).values.min()
+    above, ties = flat > least, flat == least
+    wanted = count - above.sum()
+    return (above | (ties & (ties.cumsum(0) <= wanted))).view(scores.shape)
 
 
 def uniform(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
@@ -73,6 +76,10 @@ def within_budget(
             for name in priced
         ]
     )
+    if len({costs[name] for name in priced}) == 1:  # each takes the place of any other
+        affordable = min(budget // costs[priced[0]], len(ratios) - int(torch.isneginf(ratios).sum()))
+        bought = topk_blocks(ratios, affordable)
+        return _with(keep, bought, priced)
     prices = torch.cat([torch.full((scores[name].numel(),), costs[name]) for name in priced])
     order = torch.sort(ratios, descending=True, stable=True).indices
     order = order[~torch.isneginf(ratios[order])]
@@ -84,8 +91,14 @@ def within_budget(
         bought[order[:fitting]] = True
         budget -= int(spent[fitting - 1]) if fitting else 0
         order = order[fitting:]
-    for name, mine in zip(priced, torch.split(bought, [scores[name].numel() for name in priced]), strict=True):
-        keep[name] |= mine.view(scores[name].shape).to(keep[name].device)
+    return _with(keep, bought, priced)
+
+
+def _with(keep: dict[str, Tensor], bought: Tensor, priced: list[str]) -> dict[str, Tensor]:
+    """`keep` and what was bought for the priced layers, one behind the other."""
+    sizes = [keep[name].numel() for name in priced]
+    for name, mine in zip(priced, torch.split(bought, sizes), strict=True):
+        keep[name] |= mine.view(keep[name].shape).to(keep[name].device)
     return keep
 
 

@@ -39,8 +39,10 @@ class BlockFisher:
             if layer.theta.grad is None:
                 continue
             masked = layer.masked
-            gradient = as_matrix(whole(layer.theta.grad), masked.layout)
-            squares = self._method.sensitivity(gradient, layer.matrix, masked.state)
+            squares = masked.seen.squares_of(layer.theta.grad)
+            if squares is None:
+                gradient = as_matrix(whole(layer.theta.grad), masked.layout)
+                squares = self._method.sensitivity(gradient, layer.matrix, masked.state)
             # A step that overflows in fp16 is skipped by the optimizer; here it counts as none.
             squares = squares.nan_to_num(0.0, 0.0, 0.0)
             self.of(name).lerp_(squares, (1 - DECAY) * masked.keep)

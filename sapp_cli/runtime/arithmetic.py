@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from sapp_cli.runtime.ir_builder import BF16, F32, I16, I32, POINTER, Code, Value, Variable
+from sapp_cli.codegen.ir_builder import BF16, F32, I16, I32, POINTER, Code, Value, Variable
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sapp_cli.codegen.support import kernels_work
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import DENSE, KERNEL, ONEDNN, PLAIN, Way
 from sapp_cli.runtime.conv_choice import (
@@ -28,7 +29,7 @@ from sapp_cli.runtime.conv_choice import (
 from sapp_cli.runtime.conv_geometry import ConvGeometry, Windows
 from sapp_cli.runtime.conv_slabs import OverSlabs
 from sapp_cli.runtime.plain import dense_weight
-from sapp_cli.runtime.products import MEASURING, MOST_SEEN, Products, kernels_work
+from sapp_cli.runtime.products import MEASURING, MOST_SEEN, Products
 
 if TYPE_CHECKING:
     from sapp_cli.runtime.window_product import WindowProduct

@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from sapp_cli.runtime.ir_builder import F32, I32, I64, POINTER, Code, Value, declare, define
+from sapp_cli.codegen.ir_builder import F32, I32, I64, POINTER, Code, Value, define, define_team
 from sapp_cli.runtime.kernel_shape import KernelShape
 from sapp_cli.runtime.panels import Source, pack_by_rows, pack_by_steps
 from sapp_cli.runtime.row_tiles import define_row_tile, define_write
@@ -39,16 +39,17 @@ JOB = (
 a batch of one row."""
 PART = ("first_row", "last_row", "first_block_row", "last_block_row")
 """What follows after JOB, once for each part; last ones are one past the end."""
+ENTRY = "run_part"
 FEW_ROWS = 8
 """So many rows of x are too few for vectors that run over rows."""
 
 
 def generate(shape: KernelShape, *, openmp: bool) -> Any:
-    """An LLVM module with `run_part(job, part)` and, with `openmp`, `run_team(job)` for each thread of a team."""
+    """An LLVM module with `run_part(job, part)` and, with `openmp`, `run_part_team(job)` for each thread of a team."""
     module = ir.Module(shape.name)
     _define_run_part(module, shape)
     if openmp:
-        _define_run_team(module)
+        define_team(module, ENTRY, JOB.index("parts"))
     return module
 
 
@@ -57,7 +58,7 @@ def _define_run_part(module: Any, shape: KernelShape) -> None:
     row_tiles = {vectors: define_row_tile(module, shape, vectors) for vectors in range(1, shape.row_vectors + 1)}
     single_row = define_single_row(module, shape)
     write = define_write(module, shape) if row_tiles else None
-    code, args = define(module, "run_part", {"job": POINTER, "part": I64})
+    code, args = define(module, ENTRY, {"job": POINTER, "part": I64})
     arithmetic, lanes = shape.arithmetic, shape.isa.lanes
     most = shape.slots * shape.slot_width * shape.row_vectors * lanes if row_tiles else 1
     slots = code.stack(arithmetic.stored, most)
@@ -168,20 +169,3 @@ def _call_tiles(
             code.ir.call(tiles[height], [source, stride, *common, target, out, width])
 
         code.switch(code.ir.sub(last, first), {height: lambda height=height: call(height) for height in tiles})  # type: ignore[misc]
-
-
-def _define_run_team(module: Any) -> None:
-    """Each thread of an OpenMP team takes every n-th part: the team may be smaller than there are parts."""
-    code, args = define(module, "run_team", {"job": POINTER})
-    number, count = (
-        code.ir.sext(code.ir.call(declare(module, name, I32, []), []), I64)
-        for name in ("omp_get_thread_num", "omp_get_num_threads")
-    )
-    parts = code.load(I64, code.element(args["job"], I64, JOB.index("parts")), align=8)
-    run_part = module.get_global("run_part")
-    rounds = code.ir.sdiv(code.sum(parts, code.ir.sub(count, code.number(1))), count)
-    with code.loop(rounds) as turn:
-        part = code.sum(number, code.product(turn, count))
-        with code.ir.if_then(code.ir.icmp_signed("<", part, parts)):
-            code.ir.call(run_part, [args["job"], part])
-    code.ir.ret_void()

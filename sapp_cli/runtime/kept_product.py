@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sapp_cli.checkpoint.block_sparse import Indices, indices
+from sapp_cli.codegen.support import kernels_work
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.plain import PlainProduct, weight_gradient
-from sapp_cli.runtime.products import kernels_work
 
 if TYPE_CHECKING:
     from sapp_cli.runtime.kernel import Kernel

@@ -6,18 +6,21 @@ import math
 import struct
 import threading
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from sapp_cli.checkpoint.block_sparse import Indices
+from sapp_cli.codegen.isa import Isa, host_isas
+from sapp_cli.codegen.machine_code import MachineCode, load
+from sapp_cli.codegen.threads import openmp, threads_worth
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime.compile import MachineCode, compiled
-from sapp_cli.runtime.isa import Isa, host_isas
-from sapp_cli.runtime.kernel_shape import LONG_ROW, kernel_shape
+from sapp_cli.runtime.driver import ENTRY, generate
+from sapp_cli.runtime.kernel_shape import LONG_ROW, KernelShape, kernel_shape
 from sapp_cli.runtime.packing import pack
-from sapp_cli.runtime.threads import cut_into_parts, openmp, run_in_pool, threads_worth
+from sapp_cli.runtime.parts import cut_into_parts
 
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_PLANS = 256
@@ -55,7 +58,7 @@ class Kernel:
         )
         shape = replace(shape, scattered=scattered)
         self.weight = pack(values, crow, columns, bias, grid, shape)
-        self._code = compiled(shape, openmp=openmp() is not None)
+        self._code = _compiled(shape)
         self._out, self._in = grid.matrix
         self._plans: dict[tuple[tuple[int, ...], int], Plan] = {}
         self._work = self.weight.values.numel()  # multiplications for one row of x
@@ -154,17 +157,16 @@ class Plan:
             return y
         job = _PLACES.pack(x.data_ptr(), y.data_ptr(), _SCRATCH.address(self.scratch)) + self.job
         if self.parts == 1:
-            self.code.run_part(job, 0)
+            self.code.parts[ENTRY](job, 0)
         else:
-            self._share_out(job)
+            self.code.share_out(ENTRY, job, self.parts)
         return y
 
-    def _share_out(self, job: bytes) -> None:
-        parallel, code = openmp(), self.code
-        if parallel is not None and code.run_team is not None:
-            parallel(code.run_team, job, self.parts, 0)
-        else:
-            run_in_pool(code.run_part, job, self.parts)
+
+@cache
+def _compiled(shape: KernelShape) -> MachineCode:
+    """The machine code of this shape; about a quarter of a second where it is new."""
+    return load(generate(shape, openmp=openmp() is not None), shape.isa, [ENTRY])
 
 
 class _Scratch(threading.local):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from sapp_cli.codegen.isa import Isa
 from sapp_cli.runtime.arithmetic import DOT_BF16, FP32, WIDENED_BF16, Arithmetic
-from sapp_cli.runtime.isa import Isa
 
 MOST_ROWS = 12
 """Rows of x in a tile. More would fit where a block is one vector, and bring nothing."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sapp_cli.runtime.products import kernels_work
+from sapp_cli.codegen.support import kernels_work
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def this_machine(device: torch.device | None = None) -> Machine:
     """The one this runs on; with the GPU where `device` is one."""
     instructions = "none"
     if kernels_work():
-        from sapp_cli.runtime.isa import host_isas
+        from sapp_cli.codegen.isa import host_isas
 
         instructions = host_isas()[0].name
     affinity = getattr(os, "sched_getaffinity", None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from sapp_cli.runtime.ir_builder import I64, Code, Value
+from sapp_cli.codegen.ir_builder import I64, Code, Value
 from sapp_cli.runtime.kernel_shape import KernelShape
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sapp_cli.checkpoint.block_sparse import Indices
+from sapp_cli.codegen.support import kernels_work
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import (
     CPU_WAYS,
@@ -271,17 +272,6 @@ def generated_kernel(
         return Kernel(values, crow, columns, bias, grid, scattered=scattered)
     except RuntimeError:  # of LLVM, on a system that forbids new code
         return None
-
-
-@lru_cache
-def kernels_work() -> bool:
-    """True if llvmlite is there and knows this processor."""
-    try:
-        from sapp_cli.runtime.isa import host_isas
-
-        return bool(host_isas())
-    except (ImportError, OSError, RuntimeError):
-        return False
 
 
 @lru_cache

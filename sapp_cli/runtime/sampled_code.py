@@ -19,8 +19,8 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from sapp_cli.runtime.ir_builder import F32, I32, I64, POINTER, Code, Value, Variable, declare, define
-from sapp_cli.runtime.isa import Isa
+from sapp_cli.codegen.ir_builder import F32, I64, POINTER, Code, Value, Variable, define, define_team
+from sapp_cli.codegen.isa import Isa
 
 PANEL_ROWS = 124
 """Rows of a panel: enough to hide that a tile's sums are loaded before it and stored after it."""
@@ -89,7 +89,7 @@ def generate(shape: SampledShape, *, openmp: bool) -> Any:
     _define_pack(module, shape)
     _define_multiply(module, shape)
     for entry in ENTRIES if openmp else ():
-        _define_team(module, entry)
+        define_team(module, entry, JOB.index("parts"))
     return module
 
 
@@ -251,19 +251,3 @@ def _define_tile(module: Any, shape: SampledShape, count: int, across: int) -> A
             code.store(total.get(), place)
     code.ir.ret_void()
     return code.function
-
-
-def _define_team(module: Any, entry: str) -> None:
-    """Each thread of an OpenMP team takes every n-th part: the team may be smaller than there are parts."""
-    code, args = define(module, f"{entry}_team", {"job": POINTER})
-    number, count = (
-        code.ir.sext(code.ir.call(declare(module, name, I32, []), []), I64)
-        for name in ("omp_get_thread_num", "omp_get_num_threads")
-    )
-    parts = code.load(I64, code.element(args["job"], I64, JOB.index("parts")), align=8)
-    rounds = code.ir.sdiv(code.sum(parts, code.ir.sub(count, code.number(1))), count)
-    with code.loop(rounds) as turn:
-        part = code.sum(number, code.product(turn, count))
-        with code.ir.if_then(code.ir.icmp_signed("<", part, parts)):
-            code.ir.call(module.get_global(entry), [args["job"], part])
-    code.ir.ret_void()

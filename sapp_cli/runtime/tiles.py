@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from sapp_cli.runtime.ir_builder import F32, I64, POINTER, Code, Value, Variable, define
+from sapp_cli.codegen.ir_builder import F32, I64, POINTER, Code, Value, Variable, define
 from sapp_cli.runtime.kernel_shape import KernelShape
 
 CACHE_LINE = 16

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from sapp_cli.codegen.support import kernels_work
 from sapp_cli.layers import AttachedLayer
-from sapp_cli.runtime.products import kernels_work
 from sapp_cli.runtime.timing import time_in_turns
 from sapp_cli.training.kept_layer import KeptLayer
 
@@ -54,7 +54,7 @@ def _is_known(lower: bool) -> bool:
     """True for a CPU such as the rule was made from: vectors of eight floats and more, bfloat16 without tiles of its own."""
     if not kernels_work():
         return False
-    from sapp_cli.runtime.isa import has_tiles, host_isas
+    from sapp_cli.codegen.isa import has_tiles, host_isas
 
     return host_isas()[0].lanes >= 8 and not (lower and has_tiles())
 

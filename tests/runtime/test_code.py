@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sapp_cli.runtime.compile import optimized
-from sapp_cli.runtime.isa import AVX2, AVX512, AVX512_BF16, NEON
+from sapp_cli.codegen.isa import AVX2, AVX512, AVX512_BF16, NEON
+from sapp_cli.codegen.machine_code import optimize
+from sapp_cli.runtime.driver import generate
 from sapp_cli.runtime.kernel_shape import kernel_shape
 
 
@@ -80,7 +81,7 @@ def test_block_rows_that_are_long_are_written_four_cache_lines_at_a_time(block, 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_neon_code_is_made_and_verified(bf16):
-    machine, module = optimized(kernel_shape(NEON, (16, 16), bf16=bf16), openmp=True)
+    machine, module = optimize(generate(kernel_shape(NEON, (16, 16), bf16=bf16), openmp=True), NEON)
     assembly = machine.emit_assembly(module)
     assert machine.triple.startswith("aarch64")
     assert "fmla\tv" in assembly  # a fused multiply-add of vectors
@@ -104,7 +105,7 @@ def test_sums_stay_in_registers(isa, block, bf16, instruction):
     """In the innermost loop of a tile there is no store: a sum that is spilled costs more than the multiplication."""
     foreign = replace(isa, triple="x86_64-unknown-linux-gnu")
     shape = kernel_shape(foreign, block, bf16=bf16)
-    machine, module = optimized(shape, openmp=False)
+    machine, module = optimize(generate(shape, openmp=False), shape.isa)
     assembly = machine.emit_assembly(module)
     if shape.row_vectors:
         tile, multiplications = f"row_tile_{shape.row_vectors}", shape.height * shape.row_vectors

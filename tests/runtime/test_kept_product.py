@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapp_cli.checkpoint.block_sparse import indices
+from sapp_cli.codegen import machine_code, threads
+from sapp_cli.codegen.isa import AVX2, AVX512, NEON, host_isas
+from sapp_cli.codegen.machine_code import optimize
 from sapp_cli.core.masks import gather_blocks, scatter_blocks
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime import kept_product, sampled, threads
-from sapp_cli.runtime.compile import optimize
-from sapp_cli.runtime.isa import AVX2, AVX512, NEON, host_isas
+from sapp_cli.runtime import kept_product
 from sapp_cli.runtime.kept_product import KeptProduct
 from sapp_cli.runtime.sampled import SampledProduct
 from sapp_cli.runtime.sampled_code import PANEL_ROWS, generate, sampled_shape
@@ -71,7 +72,7 @@ def test_odd_tall_and_wide_blocks(block):
 
 
 def test_without_openmp_a_pool_computes_the_parts(monkeypatch):
-    monkeypatch.setattr(sampled, "openmp", lambda: None)
+    monkeypatch.setattr(machine_code, "openmp", lambda: None)
     grid = BlockGrid((64, 64), (8, 8))
     assert_is_the_gradient(grid, mask(grid.size, 0.3, 3), 5 * PANEL_ROWS)
 

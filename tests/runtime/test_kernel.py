@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapp_cli.checkpoint.block_sparse import index_problem
+from sapp_cli.codegen import threads
+from sapp_cli.codegen.isa import host_isas
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime import threads
-from sapp_cli.runtime.isa import host_isas
+from sapp_cli.runtime.parts import cut_into_parts
 from tests.runtime.weights import assert_near_exact, kernel_for, sparse_weight
 
 ROWS = [0, 1, 2, 7, 9, 12, 13, 16, 33, 49, 101]
@@ -148,7 +149,7 @@ def test_parts_cover_everything_once():
     crow = np.array([0, 5, 5, 5, 6, 20, 20], np.int32)
     for count in (1, 2, 3, 8):
         for rows in (1, 30, 500):
-            parts = threads.cut_into_parts(rows, crow, count)
+            parts = cut_into_parts(rows, crow, count)
             assert 1 <= len(parts) <= count
             cells = [(r, b) for r0, r1, b0, b1 in parts for r in range(r0, r1) for b in range(b0, b1)]
             assert sorted(cells) == [(r, b) for r in range(rows) for b in range(6)]
@@ -156,7 +157,7 @@ def test_parts_cover_everything_once():
 
 def test_block_rows_are_shared_out_by_their_blocks():
     crow = np.array([0, 10, 11, 12, 13, 20], np.int32)
-    assert threads.cut_into_parts(1, crow, 2) == [(0, 1, 0, 1), (0, 1, 1, 5)]
+    assert cut_into_parts(1, crow, 2) == [(0, 1, 0, 1), (0, 1, 1, 5)]
 
 
 def test_a_pool_of_our_own_gives_the_same(monkeypatch):
@@ -164,7 +165,7 @@ def test_a_pool_of_our_own_gives_the_same(monkeypatch):
     kernel = kernel_for(weight, (16, 16))
     x = torch.randn(100, 64)
     expected = kernel(x, threads=1)
-    monkeypatch.setattr("sapp_cli.runtime.kernel.openmp", lambda: None)
+    monkeypatch.setattr("sapp_cli.codegen.machine_code.openmp", lambda: None)
     assert torch.equal(kernel(x, threads=2), expected)
     assert torch.equal(kernel(x[:3], threads=2), expected[:3])
 

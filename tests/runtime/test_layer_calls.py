@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sapp_cli.codegen import threads as kernel_threads
 from sapp_cli.runtime import products
-from sapp_cli.runtime import threads as kernel_threads
 from sapp_cli.runtime.choice import CPU_WAYS
 from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.linear import BlockSparseLinear
@@ -231,7 +231,7 @@ def test_python_threads_share_a_layer_and_measure_one_after_the_other(monkeypatc
 def test_a_forked_process_goes_on_with_threads_of_its_own(monkeypatch):
     """Where the kernel runs on a pool of ours, whose threads stay with the parent."""
     monkeypatch.setattr(kernel_threads, "LEAST_WORK", 1)
-    monkeypatch.setattr("sapp_cli.runtime.kernel.openmp", lambda: None)
+    monkeypatch.setattr("sapp_cli.codegen.machine_code.openmp", lambda: None)
     kernel = linear().products(torch.float32)._make("kernel", 0, 1)[0]
     x = torch.randn(60, 36)
     first = kernel(x, threads=2)

@@ -29,7 +29,7 @@ def test_kernels_copy_windows_from_the_pixels_to_the_same_last_bit_as_from_a_sla
             assert torch.equal(BlockSparseConv.from_dense(conv, block, "kernel")(x), found)
         before = torch.get_num_threads()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sapp_cli.runtime.threads.LEAST_WORK", 1)
+            patch.setattr("sapp_cli.codegen.threads.LEAST_WORK", 1)
             torch.set_num_threads(2)
             try:
                 assert torch.equal(direct(x), found)

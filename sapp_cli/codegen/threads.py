@@ -1,4 +1,4 @@
-"""How a job is cut into parts and who computes them: the OpenMP threads that torch itself uses, or a pool of our own.
+"""Who computes the parts of a job: the OpenMP threads that torch itself uses, or a pool of our own.
 
 torch's own threads are the better choice: they wait for work without sleeping, and two teams of threads on the same
 cores would get in each other's way.
@@ -12,37 +12,15 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-
-from sapp_cli.checkpoint.block_sparse import Indices
-
-Part: TypeAlias = tuple[int, int, int, int]
-"""First and one-past-last row of x, first and one-past-last block row."""
 LEAST_WORK = 1_000_000
 """Multiplications that are worth a thread: some twenty microseconds, several times what it costs to bring in another."""
-LEAST_ROWS = 24
-"""Rows of x that are worth a thread of their own; with fewer, tiles get low."""
 
 
 def threads_worth(work: int, threads: int) -> int:
     """How many of the threads that there are so many multiplications are worth; 1 at least."""
     return min(threads, work // LEAST_WORK) or 1
-
-
-def cut_into_parts(rows: int, crow: Indices, threads: int) -> list[Part]:
-    """At most `threads` parts of nearly equal work: by rows of x where there are many, else by block rows."""
-    block_rows = len(crow) - 1
-    if threads == 1:
-        return [(0, rows, 0, block_rows)]
-    if rows >= LEAST_ROWS * threads:
-        cuts = [rows * number // threads for number in range(threads + 1)]
-        return [(first, last, 0, block_rows) for first, last in pairwise(cuts)]
-    goals = crow[-1] * np.arange(1, threads) / threads
-    cuts = [0, *np.searchsorted(crow, goals).tolist(), block_rows]
-    return [(0, rows, first, last) for first, last in pairwise(cuts) if first < last]
 
 
 @lru_cache

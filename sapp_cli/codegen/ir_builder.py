@@ -130,6 +130,17 @@ class Code:
         """`count` lanes of a vector."""
         return self.shuffled(vector, vector, list(range(start, start + count)))
 
+    def added_up(self, vector: Value) -> Value:
+        """The sum of the lanes, halves onto halves; their number is a power of two. A scalar is its own sum."""
+        lanes = vector.type.count if isinstance(vector.type, ir.VectorType) else 1
+        while lanes > 2:
+            lanes //= 2
+            vector = self.ir.fadd(self.part(vector, 0, lanes), self.part(vector, lanes, lanes))
+        if lanes == 1:
+            return vector
+        first, second = (self.ir.extract_element(vector, ir.Constant(I32, lane)) for lane in range(2))
+        return self.ir.fadd(first, second)
+
     def store_lanes(self, value: Value, pointer: Value, lanes: Value) -> None:
         """Write the lanes whose mask is set, and touch no memory behind the others."""
         kind = value.type
@@ -200,3 +211,22 @@ def define(module: Any, name: str, arguments: dict[str, Any], *, private: bool =
         if value.type == POINTER:
             value.add_attribute("noalias")
     return Code(function), dict(zip(arguments, function.args, strict=True))
+
+
+def define_team(module: Any, entry: str, parts_place: int) -> None:
+    """`ENTRY_team(job)` beside `entry(job, part)`, for each thread of an OpenMP team; the job says how many parts there are.
+
+    A thread takes every n-th part: the team may be smaller than there are parts.
+    """
+    code, args = define(module, f"{entry}_team", {"job": POINTER})
+    number, count = (
+        code.ir.sext(code.ir.call(declare(module, name, I32, []), []), I64)
+        for name in ("omp_get_thread_num", "omp_get_num_threads")
+    )
+    parts = code.load(I64, code.element(args["job"], I64, parts_place), align=8)
+    rounds = code.ir.sdiv(code.sum(parts, code.ir.sub(count, code.number(1))), count)
+    with code.loop(rounds) as turn:
+        part = code.sum(number, code.product(turn, count))
+        with code.ir.if_then(code.ir.icmp_signed("<", part, parts)):
+            code.ir.call(module.get_global(entry), [args["job"], part])
+    code.ir.ret_void()

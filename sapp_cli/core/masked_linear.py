@@ -1,0 +1,147 @@
+"""A Linear with a masked weight that holds no masked weight: it is made for each product, in memory that stays in the cache.
+
+Between forward and backward autograd would keep Ŵ, as large as the weight itself, and the CPU write it to memory and read it
+back: at a few hundred rows that, not the arithmetic, is what a mask costs in a step. Scaling the weight again is cheaper.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from sapp_cli.core.masks import scale_blocks, streams
+from sapp_cli.grid import BlockGrid
+from sapp_cli.passes.block_passes import BlockPasses, block_passes
+
+
+class SeenGradient:
+    """What the backward pass of one layer has seen of its gradient on the way, kept for who asks before it is changed."""
+
+    def __init__(self) -> None:
+        self._gradient: tuple[int, int] | None = None  # its address and version
+        self._squares = self._per_block = torch.empty(0)
+
+    def note(self, gradient: Tensor, squares: Tensor, per_block: Tensor) -> None:
+        """`gradient` dL/dθ (out, in) of θ ⊙ spread(per_block); `squares` (R, C): Σ_b (dL/dŴ ⊙ θ)²."""
+        self._gradient = gradient.data_ptr(), gradient._version
+        self._squares, self._per_block = squares, per_block
+
+    def squares_of(self, gradient: Tensor) -> Tensor | None:
+        """Σ_b (dL/dŴ ⊙ Ŵ)², (R, C), if `gradient` is the one last noted; None once it was clipped, reduced or added to."""
+        if self._gradient != (gradient.data_ptr(), gradient._version):
+            return None
+        return self._squares * self._per_block.square()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SeenGradient, ()  # the layer's copy has gradients of its own
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    per_block: Tensor,
+    bias: Tensor | None,
+    grid: BlockGrid,
+    seen: SeenGradient | None = None,
+) -> Tensor:
+    """The Linear of x (…, in) with weight ⊙ spread(per_block), (out, in) and (R, C), and bias (out,): (…, out).
+
+    Differentiable in all four, for what `is_for` says it is for. `seen`: takes notes of the weight's gradient.
+    """
+    return _MaskedLinear.apply(x, weight, per_block, bias, grid, seen)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def is_for(x: Tensor, weight: Tensor, bias: Tensor | None, grid: BlockGrid) -> bool:
+    """True for float32 on the CPU, outside of autocast and the compiler, and a weight large enough, of whole blocks."""
+    return (
+        streams(weight, grid)
+        and type(x) in (Tensor, Parameter)
+        and x.is_cpu
+        and x.dtype is torch.float32
+        and (bias is None or bias.dtype is torch.float32)
+        and not torch.is_autocast_enabled("cpu")
+        and block_passes(grid) is not None
+    )
+
+
+class _MaskedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        per_block: Tensor,
+        bias: Tensor | None,
+        grid: BlockGrid,
+        seen: SeenGradient | None,
+    ) -> Tensor:
+        ctx.grid, ctx.seen = grid, seen
+        ctx.save_for_backward(x, weight, per_block, bias)
+        return F.linear(x, _scaled(weight, per_block, grid), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        x, weight, per_block, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for gradients of gradients
+            return *_differentiable(ctx, dy, x, weight, per_block, bias), None, None
+        needs_x, needs_weight, needs_blocks, needs_bias, *_ = ctx.needs_input_grad
+        rows, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        dx = (dy @ _scaled(weight, per_block, ctx.grid)).view(x.shape) if needs_x else None
+        dw = sums = None
+        if needs_weight or needs_blocks:
+            dw = dy.t() @ rows  # of the masked weight; the pass makes it that of the weight, where it lies
+            sums, squares = torch.empty(ctx.grid.size), torch.empty(ctx.grid.size)
+            _passes(ctx.grid).gradients(dw, weight, per_block, dw, sums, squares)
+            if ctx.seen is not None:
+                ctx.seen.note(dw, squares, per_block)
+        return (
+            dx,
+            dw if needs_weight else None,
+            sums if needs_blocks else None,
+            dy.sum(0) if needs_bias else None,
+            None,
+            None,
+        )
+
+
+def _differentiable(ctx: Any, dy: Tensor, *inputs: Tensor) -> list[Tensor | None]:
+    """The gradients as operations that autograd knows."""
+    x, weight, per_block, bias = inputs
+    y = F.linear(x, scale_blocks(weight, per_block, ctx.grid), bias)
+    wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(inputs)]]
+
+
+def _passes(grid: BlockGrid) -> BlockPasses:
+    passes = block_passes(grid)
+    assert passes is not None, "is_for has said so"
+    return passes
+
+
+def _scaled(weight: Tensor, per_block: Tensor, grid: BlockGrid) -> Tensor:
+    """The masked weight, until the next one is asked for in this thread."""
+    scaled = _SCRATCH.like(weight)
+    _passes(grid).scale(weight, per_block, scaled)
+    return scaled
+
+
+class _Scratch(threading.local):
+    """Memory for one masked weight at a time: one for each thread, for all layers."""
+
+    def __init__(self) -> None:
+        self._floats = torch.empty(0)
+
+    def like(self, weight: Tensor) -> Tensor:
+        if weight.numel() > self._floats.numel():
+            self._floats = torch.empty(weight.numel())
+        return self._floats[: weight.numel()].view(weight.shape)
+
+
+_SCRATCH = _Scratch()

@@ -1,0 +1,23 @@
+"""Which weights of a model are pruned and why the others are not; masked weights in the live model; folding them."""
+
+from sapp_cli.layers.attached import AttachedLayer, attach
+from sapp_cli.layers.decisions import Layer, decide_layers, is_hf_conv1d, matrix_layout
+from sapp_cli.layers.folding import FoldedState
+from sapp_cli.layers.masked_weight import KeptBlocks, MaskedWeight
+from sapp_cli.layers.rows import held, put, rows_held, whole
+
+__all__ = [
+    "AttachedLayer",
+    "FoldedState",
+    "KeptBlocks",
+    "Layer",
+    "MaskedWeight",
+    "attach",
+    "decide_layers",
+    "held",
+    "is_hf_conv1d",
+    "matrix_layout",
+    "put",
+    "rows_held",
+    "whole",
+]

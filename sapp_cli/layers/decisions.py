@@ -1,0 +1,180 @@
+"""Which weights of a model are pruned and why the others are not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from typing import Any
+
+from torch import nn
+
+from sapp_cli.core.selection import final_count
+from sapp_cli.errors import SettingError
+from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
+from sapp_cli.recipe.prune_section import PruneSection, RuleSection, block_shape, exact
+
+NO_SPARSITY = "its target sparsity is 0"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight of two or more dimensions, and what was decided about it."""
+
+    name: str  # as in the model's state_dict
+    aliases: tuple[str, ...]  # other names of the same, tied weight
+    stored: str  # as in the checkpoint: what plan and report show
+    kind: str  # class of the module that holds it
+    shape: tuple[int, ...]
+    parameters: int
+    prunable: bool  # a Linear or convolution weight (an embedding, when asked for)
+    pruned: bool
+    reason: str
+    layout: MatrixLayout | None = None  # None: not seen as a matrix
+    grid: BlockGrid | None = None
+    sparsity: Fraction | None = None  # target, of blocks; pruned layers only
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+    @property
+    def kept_count(self) -> int:
+        """Blocks that stay in the end, K."""
+        assert self.grid is not None and self.sparsity is not None, f"{self.name} is not pruned"
+        return final_count(self.sparsity, self.grid.count)
+
+
+def decide_layers(
+    model: nn.Module, settings: PruneSection, stored_names: Mapping[str, str] | None = None
+) -> list[Layer]:
+    """Every weight of two or more dimensions in the model's order, each with its decision and the reason.
+
+    `stored_names` {name in the model: name in the checkpoint} where they differ; rules may use either.
+
+    Raises SettingError if a rule matches no weight, or if no layer would be pruned.
+    """
+    weights = list(_weights(model, stored_names or {}))
+    unmatched = [rule for rule in settings.rules if not any(_matches(rule, weight) for weight in weights)]
+    if unmatched:
+        raise SettingError([_unmatched(settings, rule, weights) for rule in unmatched])
+    layers = [_decide(weight, settings) for weight in weights]
+    if not any(layer.pruned for layer in layers):
+        reasons = Counter(layer.reason for layer in layers if layer.prunable)
+        why = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
+        advice = "take a smaller prune.block_size or prune.min_blocks, or change prune.rules"
+        if NO_SPARSITY in reasons:
+            advice = "raise prune.sparsity, or change prune.rules"
+        problem = f"no layer would be pruned: {why or 'the model has no Linear or convolution weight'}; {advice}"
+        raise SettingError([("prune", problem)])
+    return layers
+
+
+def _weights(model: nn.Module, stored_names: Mapping[str, str]) -> Iterator[Layer]:
+    """All floating weights of two or more dimensions, tied ones once, as layers not yet decided about."""
+    holders: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() >= 2 and parameter.is_floating_point():
+                holders.setdefault(id(parameter), []).append((f"{prefix}.{attribute}".lstrip("."), module, attribute))
+    for places in holders.values():
+        # An embedding's name comes first: it makes a weight that is tied to an output layer an embedding.
+        places.sort(key=lambda place: not isinstance(place[1], nn.Embedding))
+        (name, module, attribute), *others = places
+        weight = getattr(module, attribute)
+        layout = matrix_layout(module, attribute)
+        yield Layer(
+            name=name,
+            aliases=tuple(other for other, _, _ in others),
+            stored=next((stored_names[known] for known, _, _ in places if known in stored_names), name),
+            kind=type(module).__name__,
+            shape=tuple(weight.shape),
+            parameters=weight.numel(),
+            prunable=layout is not None and not isinstance(module, nn.Embedding),
+            pruned=False,
+            reason="",
+            layout=layout,
+        )
+
+
+def matrix_layout(module: nn.Module, attribute: str) -> MatrixLayout | None:
+    """How the module's weight is seen as a matrix, or None where sapp does not know it."""
+    kind: LayoutKind
+    if isinstance(module, (nn.Linear, nn.Embedding)) and attribute == "weight":
+        kind = "linear"
+    elif isinstance(module, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
+        kind = "linear"  # in_proj_weight holds query, key and value as one matrix (3·embed, embed)
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and attribute == "weight":
+        kind = "conv"
+    elif is_hf_conv1d(module) and attribute == "weight":
+        kind = "transposed"
+    else:
+        return None
+    return MatrixLayout(kind, tuple(getattr(module, attribute).shape))
+
+
+def is_hf_conv1d(module: nn.Module) -> bool:
+    """GPT-2's `Conv1D`, a Linear stored in × out; recognized without importing transformers."""
+    return any(cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers.") for cls in type(module).__mro__)
+
+
+def _decide(weight: Layer, settings: PruneSection) -> Layer:
+    rule = next((rule for rule in settings.rules if _matches(rule, weight)), None)
+    is_embedding = weight.layout is not None and not weight.prunable
+    if weight.layout is None:
+        what = (
+            f"{len(weight.shape)}-d weights of {weight.kind}" if len(weight.shape) > 2 else f"weights of {weight.kind}"
+        )
+        return replace(weight, reason=f"{what} are not supported")
+    if is_embedding and not settings.embeddings:
+        tied = f", tied to {weight.aliases[0]}" if weight.aliases else ""
+        return replace(weight, reason=f"an embedding{tied} (prune.embeddings is false)")
+    weight = replace(weight, prunable=True)
+    if rule is not None and rule.dense:
+        return replace(weight, reason=f"rule '{rule.match}'")
+
+    block = block_shape(_first_set(rule and rule.block_size, settings.block_size))
+    sparsity = exact(_first_set(rule and rule.sparsity, settings.sparsity))
+    fewest = _first_set(rule and rule.min_blocks, settings.min_blocks)
+    assert weight.layout is not None, "checked above"
+    grid = BlockGrid(weight.layout.matrix, block)
+    if sparsity == 0:
+        return replace(weight, grid=grid, reason=NO_SPARSITY)
+    if block[0] > grid.matrix[0] or block[1] > grid.matrix[1]:
+        return replace(weight, reason=f"a {_by(block)} block is larger than its {_by(grid.matrix)} matrix")
+    if grid.count < fewest:
+        return replace(weight, grid=grid, reason=f"{grid.count} blocks, fewer than min_blocks {fewest}")
+    reason = f"rule '{rule.match}'" if rule else "pruned"
+    if int(grid.count * (1 - sparsity)) < 1:
+        reason += f"; one block stays: {float(sparsity):g} of {grid.count} blocks would leave none"
+    return replace(weight, pruned=True, grid=grid, sparsity=sparsity, reason=reason)
+
+
+def _first_set(setting: object, default: object) -> Any:
+    return default if setting is None else setting
+
+
+def _by(sides: tuple[int, int]) -> str:
+    return f"{sides[0]}×{sides[1]}"
+
+
+def _matches(rule: RuleSection, weight: Layer) -> bool:
+    """True if the pattern is that of one of the weight's names, or of the module that holds it."""
+    return any(
+        fnmatchcase(name, rule.match) or fnmatchcase(name.rpartition(".")[0], rule.match)
+        for name in (*weight.names, weight.stored)
+    )
+
+
+def _unmatched(settings: PruneSection, rule: RuleSection, weights: list[Layer]) -> tuple[str, str]:
+    """The problem of a rule that matches nothing: (key, text)."""
+    names = [weight.stored for weight in weights]
+    nearest = get_close_matches(rule.match, names, n=1, cutoff=0.3)
+    hint = f"; nearest: '{nearest[0]}'" if nearest else ""
+    return (
+        f"prune.rules[{settings.rules.index(rule)}].match",
+        f"'{rule.match}' matches none of {len(names)} weights{hint}",
+    )
