@@ -19,12 +19,17 @@ is an `assert` with a reason, and ends as exit code 1 with a traceback.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class SappError(Exception):
     """An error the user can act on. `str(error)` is the whole message, `exit_code` ends the program."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it stands, whatever it was made from: so it comes out of another process."""
+        return _as_it_was, (type(self), self.args), self.__dict__
 
 
 class UsageError(SappError):
@@ -97,3 +102,9 @@ class Interrupted(SappError):
 
 def _listed(problems: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{key}: {text}" for key, text in problems)
+
+
+def _as_it_was(kind: type[SappError], arguments: tuple[Any, ...]) -> SappError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    return error

@@ -177,7 +177,7 @@ def page(found: Sequence[Study]) -> str:
         file = REPOSITORY / FOLDER / study.name / "final" / "comparison.md"
         if not file.is_file():
             continue
-        command = f"```text\n{shlex.join(study.final)}\n```"
+        command = f"```sh\n{shlex.join(study.final)}\n```"
         table = file.read_text(encoding="utf-8").strip()
         parts = [f"## {study.title}", table, chosen(study), effort(study), study.remark, command]
         sections.append("\n\n".join(part for part in parts if part) + "\n")

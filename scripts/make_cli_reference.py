@@ -44,7 +44,7 @@ def section(name: str, command: Any) -> str:
     text = re.split(r"\n*\x08\n", command.help or "")[0]
     parts = [f"### {name}", text]
     if examples(command):
-        parts.append("\n".join(["```text", *examples(command), "```"]))
+        parts.append("\n".join(["```sh", *examples(command), "```"]))
     context = typer.Context(command)
     kinds: dict[str, list[Any]] = {"argument": [], "option": []}
     for parameter in command.params:

@@ -32,8 +32,11 @@ def sapp(capsys, monkeypatch):
     """Run the command line: sapp("report", path) -> Ran."""
 
     def run(*arguments) -> Ran:
+        from sapp_cli.cli import apart
         from sapp_cli.cli.main import main
+        from tests.training.crew import ReadyForks
 
+        monkeypatch.setattr(apart, "CONTEXT", ReadyForks)  # real processes, and quick ones
         monkeypatch.setattr(sys, "argv", ["sapp", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -33,8 +34,9 @@ class Running:
     def __init__(self, log, *arguments):
         self._log = log
         log.write_text("")
-        self._process = FORKS.Process(target=_run, args=(log, *arguments), daemon=True)
+        self._process = FORKS.Process(target=_run, args=(log, *arguments))  # no daemon, for those have no processes
         self._process.start()
+        atexit.register(self._process.kill)  # where a test failed before it ended
 
     def wait_for(self, *beginnings):
         """Until a line that it says begins with one of these."""

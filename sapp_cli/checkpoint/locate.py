@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,7 +40,9 @@ class Location:
 
 def locate(path: Path | str) -> Location:
     """The files of the checkpoint at `path`. Raises CheckpointError, also for adapters and quantized checkpoints."""
-    path = Path(path).expanduser()
+    path = Path(path)
+    with suppress(RuntimeError):  # ~name of nobody known here: a file may be called so
+        path = path.expanduser()
     try:
         if not path.exists():
             raise _missing(path)

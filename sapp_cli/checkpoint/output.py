@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -70,6 +71,8 @@ def check_output(out: Path, checkpoint: Path, overwrite: bool) -> None:
 
 def check_place(out: Path, checkpoint: Path) -> None:
     """Raise UsageError if no folder can be made at `out`, or only one inside the checkpoint; writes nothing."""
+    for path in (out, checkpoint):
+        _check_links(path)
     out, source = out.expanduser().resolve(), checkpoint.expanduser().resolve()
     if out == source:
         raise UsageError(f"{out}: the output is the checkpoint itself; give another folder with -o")
@@ -81,6 +84,17 @@ def check_place(out: Path, checkpoint: Path) -> None:
         above = next((parent for parent in out.parents if parent.is_file()), None)
         if above is not None:
             raise UsageError(f"{out}: {above} is a file, so nothing can lie in it; give another folder with -o")
+
+
+def _check_links(path: Path) -> None:
+    """Raise UsageError where links lead round in a circle, which Path.resolve tells otherwise in every version of Python."""
+    try:
+        path.expanduser().stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(f"{path}: is a link that leads back to itself; give another path") from None
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no user {path.parts[0]}; give the folder itself") from None
 
 
 def is_output(folder: Path) -> bool:

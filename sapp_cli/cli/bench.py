@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from sapp_cli.cli.options import OUTPUT, Device, JsonOption, QuietOption, SetOption, VerboseOption, read_recipe
+from sapp_cli.cli.options import (
+    OUTPUT,
+    Device,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    VerboseOption,
+    check_order,
+    read_recipe,
+)
 
 ESTIMATE = "Estimate before any training"
 
@@ -117,6 +126,7 @@ def bench(
         )
     if sparsity is not None and not 0 < sparsity < 1:
         raise typer.BadParameter(f"{sparsity:g} is no share between 0 and 1", param_hint="--sparsity")
+    check_order(path, recipe)
     block = block_shape(block_size)
     loaded = None if recipe is None else read_recipe(recipe, sets, {})
     home = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,12 +24,13 @@ from sapp_cli.cli.options import (
     SetOption,
     StepsOption,
     VerboseOption,
+    check_order,
 )
 
 if TYPE_CHECKING:
-    from sapp_cli.cli.comparison_progress import ComparisonWatcher
-    from sapp_cli.comparing.cells import Cell, Variant
+    from sapp_cli.comparing.cells import Budget, Cell, Store, Variant
     from sapp_cli.comparing.table import Table
+    from sapp_cli.pipeline.watcher import Watcher
 
 CELLS = "What is compared"
 EVERY_METHOD = ",".join(method.value for method in MethodName)
@@ -106,17 +108,18 @@ def compare(
     sapp compare net.safetensors -r digits -o comparison --block-size 8,16 --jobs 4
     """
     from sapp_cli.checkpoint.output import check_place, is_output
+    from sapp_cli.cli.apart import call_apart
     from sapp_cli.cli.comparison_progress import ComparisonWatcher
     from sapp_cli.cli.notes import describe
     from sapp_cli.cli.tables import stdout
-    from sapp_cli.comparing.cells import Budget, Store, plan_cells
+    from sapp_cli.comparing.cells import Budget, Store
     from sapp_cli.comparing.files import write_files
     from sapp_cli.comparing.runs import run_cells
     from sapp_cli.comparing.table import make_table
     from sapp_cli.errors import Interrupted, UsageError
-    from sapp_cli.report.wording import counted
     from sapp_cli.training.interruption import graceful_stop
 
+    check_order(checkpoint, recipe)
     check_place(out, checkpoint)
     if is_output(out):
         raise UsageError(f"{out}: is an output of `sapp prune`; give another folder with -o for the comparison")
@@ -129,13 +132,11 @@ def compare(
     }
     given = {key: (flag, value) for key, (flag, value) in flags.items() if value is not None}
     budget = Budget(checkpoint, recipe, tuple(sets or ()), given)
-    cells = plan_cells(budget, variants, _blocks(block_size), _sparsities(sparsity), _seeds(seeds))
+    choices = _blocks(block_size), _sparsities(sparsity), _seeds(seeds)
     store = Store(out)
     describe(checkpoint, quiet, verbose)
     watcher = ComparisonWatcher(quiet, verbose)
-    if pending := [cell for cell in cells if not store.is_settled(cell)]:
-        watcher.say(f"{counted(len(pending), 'cell')} to run; the checkpoint and the data are looked at first")
-        _look_ahead(pending, checkpoint, metric, watcher)
+    cells = call_apart(_look_ahead, watcher, budget, variants, choices, store, metric)
     with watcher, graceful_stop() as stop:
         try:
             run_cells(cells, budget, store, jobs, watcher, stop, metric)
@@ -163,12 +164,31 @@ def compare(
         console.print(f"written to {out}: {', '.join(written)}", markup=False)
 
 
-def _look_ahead(cells: Sequence[Cell], checkpoint: Path, metric: str | None, watcher: ComparisonWatcher) -> None:
-    """Raise what the first step of any cell would be too late for; seeds change nothing of that."""
-    from sapp_cli.pipeline.ahead import look_ahead
+def _look_ahead(
+    watcher: Watcher,
+    budget: Budget,
+    variants: Sequence[Variant],
+    choices: tuple[Sequence[str], Sequence[float], Sequence[int]],
+    store: Store,
+    metric: str | None,
+) -> list[Cell]:
+    """The cells of `choices` (blocks, sparsities, seeds); raise what the first step of any of them would be too late for.
 
-    different = {(cell.variant, cell.block, cell.sparsity): cell.recipe for cell in cells}
-    look_ahead([recipe for recipe in different.values() if recipe], checkpoint, metric, watcher)
+    It takes torch and the libraries of model and data, so it runs in a process of its own: this one stays, small, while the
+    cells run.
+    """
+    from sapp_cli.comparing.cells import plan_cells
+    from sapp_cli.report.wording import counted
+
+    cells = plan_cells(budget, variants, *choices)
+    if pending := [cell for cell in cells if not store.is_settled(cell)]:
+        from sapp_cli.pipeline.ahead import look_ahead
+
+        watcher.say(f"{counted(len(pending), 'cell')} to run; the checkpoint and the data are looked at first")
+        # Seeds change nothing of what can be wrong.
+        different = {(cell.variant, cell.block, cell.sparsity): cell.recipe for cell in pending}
+        look_ahead([recipe for recipe in different.values() if recipe], budget.checkpoint, metric, watcher)
+    return [replace(cell, recipe=None) for cell in cells]
 
 
 def print_table(table: Table) -> None:

@@ -17,6 +17,7 @@ from sapp_cli.cli.options import (
     RecipeOption,
     SetOption,
     VerboseOption,
+    check_order,
     read_recipe,
 )
 
@@ -46,6 +47,7 @@ def evaluate(
     sapp eval ./my-model-sparse -r recipe.yaml
     sapp eval ./my-model-sparse/sparse -r recipe.yaml --json
     """
+    check_order(checkpoint, recipe)
     flags = {"train.device": ("--device", device), "train.precision": ("--precision", precision)}
     loaded = read_recipe(recipe, sets, flags)
 

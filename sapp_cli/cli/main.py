@@ -14,6 +14,7 @@ import typer
 from sapp_cli._version import __version__
 from sapp_cli.cli import bench, check, compare, evaluate, export, plan, prune, recipes, report
 from sapp_cli.cli.help import keep_examples
+from sapp_cli.cli.mistakes import say_plainly
 from sapp_cli.cli.shells import keep_candidates_whole, use_our_scripts
 from sapp_cli.cli.streams import drop_stdout, prepare
 from sapp_cli.errors import Interrupted, ResourceError, SappError, UsageError
@@ -82,6 +83,8 @@ def main() -> NoReturn:
     try:
         if "" in sys.argv[1:]:
             raise UsageError("an argument is empty; if a variable of the shell stood there, it has no value")
+        if sys.argv[1:2] == ["help"]:  # as git and others have it
+            sys.argv[1:] = [*sys.argv[2:], "--help"]
         code = app(prog_name="sapp", standalone_mode=False)
         sys.stdout.flush()
         if code == 128 + signal.SIGINT:  # typer turns KeyboardInterrupt into this code, and says nothing
@@ -134,9 +137,7 @@ def _shown_by_typer(error: Exception) -> int | None:
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if not callable(show) or not isinstance(code, int):
         return None
-    message = getattr(error, "message", None)
-    if isinstance(message, str):  # pydantic's words, which newer versions of typer pass on
-        error.message = message.replace("Value error, ", "")  # type: ignore[attr-defined]
+    say_plainly(error, sys.argv[1:])
     show()
     return code
 

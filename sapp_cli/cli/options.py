@@ -189,6 +189,17 @@ VerboseOption = Annotated[
 ]
 
 
+def check_order(checkpoint: Path, recipe: str | None) -> None:
+    """UsageError where checkpoint and recipe stand in each other's place."""
+    from sapp_cli.errors import UsageError
+
+    is_recipe = checkpoint.suffix in (".yaml", ".yml") and checkpoint.is_file()
+    if recipe and is_recipe and Path(recipe).exists() and Path(recipe).suffix not in (".yaml", ".yml"):
+        raise UsageError(
+            f"{checkpoint} looks like a recipe, and {recipe} like a checkpoint: write {recipe} -r {checkpoint}"
+        )
+
+
 def read_recipe(recipe: str, sets: list[str] | None, flags: dict[str, tuple[str, Any]]) -> LoadedRecipe:
     """The recipe with `--set` and the flags {key: (flag, value)} laid over it; flags of value None were not given."""
     from sapp_cli.recipe.load import Flag, load_recipe
@@ -237,11 +248,16 @@ def with_target(
     return again({**own, "prune.sparsity": (flag, found)})
 
 
-def parse_block_size(text: str | None) -> int | list[int] | str | None:
-    """16 of "16", [16, 32] of "16x32"; anything else as it is, for the recipe's check to refuse."""
+def parse_block_size(text: str | None) -> int | list[int] | None:
+    """16 of "16", [16, 32] of "16x32"; raises BadParameter for anything else."""
     if text is None:
         return None
     sides = text.lower().replace("×", "x").split("x")
     if not all(side.strip().isdecimal() for side in sides) or len(sides) > 2:
-        return text
+        raise no_block(text)
     return int(sides[0]) if len(sides) == 1 else [int(side) for side in sides]
+
+
+def no_block(text: str | None) -> typer.BadParameter:
+    """The mistake, for its caller to raise."""
+    return typer.BadParameter(f"'{text}' is no block; write 16, or 16x32", param_hint="--block-size")

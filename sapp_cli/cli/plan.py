@@ -22,6 +22,7 @@ from sapp_cli.cli.options import (
     TargetSizeOption,
     TargetSpeedupOption,
     VerboseOption,
+    check_order,
     parse_block_size,
     read_recipe,
     with_target,
@@ -55,6 +56,7 @@ def plan(
     \b
     sapp plan ./my-model -r sentence-embedding --block-size 32
     """
+    check_order(checkpoint, recipe)
     flags = {
         "prune.block_size": ("--block-size", parse_block_size(block_size)),
         "prune.sparsity": ("--sparsity", sparsity),

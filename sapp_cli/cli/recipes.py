@@ -64,7 +64,13 @@ def init(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="File to write; else it is printed.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="File to write, the schema for editors beside it; else it is printed.",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: JsonOption = False,
@@ -78,6 +84,7 @@ def init(
     from sapp_cli.checkpoint.source import open_checkpoint
     from sapp_cli.checkpoint.write import disk_errors, replacing, require_folder
     from sapp_cli.errors import UsageError
+    from sapp_cli.recipe.shipped import NAMES_SCHEMA, schema_copies
     from sapp_cli.starter import starter_recipe
 
     if out is not None and out.exists() and not overwrite:
@@ -85,14 +92,18 @@ def init(
     if out is not None:
         require_folder(out)
     text = starter_recipe(open_checkpoint(checkpoint))
+    written = []
     if out is not None:
-        with disk_errors(out.parent), replacing(out) as write:
-            write(text.encode())
+        text = NAMES_SCHEMA + text
+        schemas = {place: source.read_bytes() for source, place in schema_copies(out.parent).items()}
+        for path, content in {out: text.encode(), **schemas}.items():
+            with disk_errors(out.parent), replacing(path) as write:
+                write(content)
+            written.append(str(path))
     if as_json:
-        written = [] if out is None else [str(out)]
         print(json.dumps({"written": written, "recipe": text}, indent=2, ensure_ascii=False))
     else:
-        print(text if out is None else f"{out}\n", end="")
+        print("\n".join(written) if written else text.removesuffix("\n"))
 
 
 @app.command("schema")

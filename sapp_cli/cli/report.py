@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sapp_cli.cli.options import OUTPUT, JsonOption, QuietOption, VerboseOption, parse_block_size
+from sapp_cli.cli.options import OUTPUT, JsonOption, QuietOption, VerboseOption, no_block, parse_block_size
 
 if TYPE_CHECKING:
     from sapp_cli.checkpoint.source import Checkpoint
@@ -143,8 +143,8 @@ def block_shape(text: str | None) -> tuple[int, int] | None:
     sides = [block, block] if isinstance(block, int) else block
     if sides is None:
         return None
-    if isinstance(sides, str) or min(sides) < 1:
-        raise typer.BadParameter(f"'{text}' is no block; write 16, or 16x32", param_hint="--block-size")
+    if min(sides) < 1:
+        raise no_block(text)
     return sides[0], sides[1]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sapp_cli._version import __version__
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
@@ -24,7 +24,9 @@ from sapp_cli.checkpoint.output import sha256_file, write_json
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.checkpoint.write import disk_errors
 from sapp_cli.errors import TrainingError
-from sapp_cli.recipe.load import Flag, LoadedRecipe, load_recipe
+
+if TYPE_CHECKING:
+    from sapp_cli.recipe.load import LoadedRecipe
 
 DIVERGED = TrainingError.exit_code
 OUTCOMES = (0, DIVERGED)
@@ -110,6 +112,8 @@ def plan_cells(
 
     Raises RecipeError for settings that no run could have, CheckpointError where the checkpoint cannot be opened.
     """
+    from sapp_cli.recipe.load import Flag, load_recipe
+
     inputs = {file.path.name: sha256_file(file.path) for file in open_checkpoint(budget.checkpoint).files}
     cells = []
     for seed, block, sparsity, variant in product(seeds, blocks, sparsities, variants):

@@ -29,12 +29,12 @@ class SeenGradient:
     def note(self, gradient: Tensor, squares: Tensor, per_block: Tensor) -> None:
         """`gradient` dL/dθ (out, in) of θ ⊙ spread(per_block); `squares` (R, C): Σ_b (dL/dŴ ⊙ θ)²."""
         self._gradient = gradient.data_ptr(), gradient._version
-        self._squares, self._per_block = squares, per_block
+        self._squares, self._per_block = squares, per_block.detach()  # whose graph would live on with it
 
     def squares_of(self, gradient: Tensor) -> Tensor | None:
         """Σ_b (dL/dŴ ⊙ Ŵ)², (R, C), if `gradient` is the one last noted; None once it was clipped, reduced or added to."""
-        if self._gradient != (gradient.data_ptr(), gradient._version):
-            return None
+        if type(gradient) is not Tensor or self._gradient != (gradient.data_ptr(), gradient._version):
+            return None  # FSDP has spread it over the processes, or it is another one
         return self._squares * self._per_block.square()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -16,7 +16,6 @@ from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.located import located
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.device import on_cpu
-from sapp_cli.training.heap import give_back_freed_memory
 from sapp_cli.training.loop import count_steps
 from sapp_cli.training.objectives import check_fits
 from sapp_cli.training.trackers import require_packages
@@ -46,8 +45,6 @@ def look_ahead(recipes: Sequence[LoadedRecipe], checkpoint_path: Path, metric: s
         metrics = {**seen.start.objective.metrics, "loss": False}
         if metric is not None and metric not in metrics:
             raise UsageError(f"--metric {metric}: the runs have {', '.join(metrics)}")
-    del seen
-    give_back_freed_memory()
 
 
 @located

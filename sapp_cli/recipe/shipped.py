@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from sapp_cli.recipe.document import read_document
 from sapp_cli.recipe.names import nearest
 
 _ENDINGS = (".yaml", ".yml")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 SCHEMA = "recipe.schema.json"
 """What `sapp recipes schema` prints, beside the shipped recipes: editors complete and check keys with it."""
+NAMES_SCHEMA = f"# yaml-language-server: $schema={SCHEMA}\n"
+"""The first line of a recipe beside it: where editors look for the schema."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,56 @@ def shipped_recipes() -> list[ShippedRecipe]:
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The file at that path, else the shipped recipe of that name, .yaml or not; UsageError if there is neither."""
+    """The recipe's file: the one at that path, or that of a shipped name.
+
+    What ends in .yaml or .yml or has a folder in it is a path, and never a shipped name. Raises UsageError where there is no
+    such recipe, or something else in its place.
+    """
     path = Path(name_or_path)
     shipped = {recipe.name: recipe.path for recipe in shipped_recipes()}
-    name = path.stem if path.suffix in _ENDINGS else path.name
+    is_path = path.suffix in _ENDINGS or "/" in str(name_or_path) or os.sep in str(name_or_path)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
+    except PermissionError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except (OSError, ValueError):  # a name too long, or with a NUL in it
         is_file = is_folder = False
+    if is_file and path.suffix in _WEIGHTS:
+        raise UsageError(f"{path}: is a file of weights, not a recipe")
     if is_file:
         return path
-    if name in shipped and path.parent == Path():
-        return shipped[name]
-    problem = "is a folder, not a recipe" if is_folder else "no such recipe, neither a file nor a shipped name"
-    near = nearest(name, shipped)
-    parts = [problem, f"shipped: {', '.join(shipped) or 'none'}", *([f"nearest: '{near}'"] if near else [])]
-    raise UsageError(f"{path}: {'; '.join(parts)}")
+    if path.name in shipped and not is_path:
+        return shipped[path.name]
+    if is_folder:
+        inside = [file.name for file in _recipe_files(path)]
+        there = f"in it: {', '.join(inside[:5])}" if inside else f"shipped: {', '.join(shipped) or 'none'}"
+        raise UsageError(f"{path}: is a folder, not a recipe; {there}")
+    if not is_path:
+        here = {file.stem: file.name for file in _recipe_files(path.parent)}
+        near = nearest(path.name, [*shipped, *here])
+        near = near if near in shipped else here.get(near or "")
+        parts = [f"shipped: {', '.join(shipped) or 'none'}", *([f"nearest: '{near}'"] if near else [])]
+        raise UsageError(f"{path}: no such recipe, neither a file nor a shipped name; {'; '.join(parts)}")
+    raise UsageError(f"{path}: no such file{_instead(path, shipped)}")
+
+
+def _instead(path: Path, shipped: Collection[str]) -> str:
+    """What may be meant by a path without a file: another one in its folder, or the shipped recipe of that name."""
+    if not path.parent.is_dir():
+        return f": there is no folder {path.parent}"
+    there = {file.stem: file for file in _recipe_files(path.parent)}
+    near = nearest(path.stem, there)
+    if near:
+        return f"; nearest: '{there[near]}'"
+    return f"; the shipped recipe is -r {path.stem}" if path.stem in shipped else ""
+
+
+def _recipe_files(folder: Path) -> list[Path]:
+    """Of a folder that may not be there, or not be for our eyes."""
+    try:
+        return sorted(file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS and file.is_file())
+    except OSError:
+        return []
 
 
 def copy_recipe(name: str, destination: Path, overwrite: bool = False) -> list[Path]:
@@ -57,14 +95,14 @@ def copy_recipe(name: str, destination: Path, overwrite: bool = False) -> list[P
     The schema that the recipe's first line names for editors comes along, unless one is there already.
     Raises UsageError, with nothing copied, where one of them exists and `overwrite` is not set.
     """
-    source = find_recipe(name)
+    given = Path(name)
+    is_file_name = given.suffix in _ENDINGS and given.parent == Path() and not given.is_file()
+    source = find_recipe(given.stem if is_file_name else name)  # the file's name says the same here as the recipe's
     target = destination if destination.suffix in _ENDINGS else destination / source.name
     copies = {source: target}
     for file in _factory_files(read_document(source.read_bytes(), str(source)).value):
         copies[source.parent / file] = target.parent / file
-    schema = target.parent / SCHEMA
-    if (source.parent / SCHEMA).is_file() and not schema.exists():
-        copies[source.parent / SCHEMA] = schema
+    copies |= schema_copies(target.parent)
     existing = [copy for copy in copies.values() if copy.exists()]
     if existing and not overwrite:
         raise UsageError("\n".join(f"{path}: exists already; --overwrite replaces it" for path in existing))
@@ -75,6 +113,12 @@ def copy_recipe(name: str, destination: Path, overwrite: bool = False) -> list[P
         except OSError as error:
             raise UsageError(f"{copy}: cannot be written: {error.strerror or error}") from error
     return list(copies.values())
+
+
+def schema_copies(folder: Path) -> dict[Path, Path]:
+    """{our schema: its place in a folder of recipes}; nothing where a file of that name lies there, whatever is in it."""
+    source, place = _folder() / SCHEMA, folder / SCHEMA
+    return {source: place} if source.is_file() and not os.path.lexists(place) else {}
 
 
 def _folder() -> Path:

@@ -8,7 +8,6 @@ are fast, that was a sixth of a step.
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import platform
 
@@ -27,10 +26,3 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     # Either alone would end glibc's adapting of the other, and make things worse.
     return bool(mallopt(MMAP_THRESHOLD, LARGEST_ON_HEAP) and mallopt(TRIM_THRESHOLD, NEVER))
-
-
-def give_back_freed_memory() -> None:
-    """The other way round, once: for a process that has let go of a model and waits for others from now on."""
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)

@@ -22,7 +22,7 @@ from scripts.make_checkpoints import make_bert, make_gpt2, make_llama, make_resn
 def test_plan_accepts_a_new_recipe_as_it_is(sapp, tmp_path, make, task, output_layers):
     make(tmp_path / "model")
     ran = sapp("recipes", "init", tmp_path / "model", "-o", tmp_path / "new.yaml")
-    assert (ran.code, ran.out) == (0, f"{tmp_path / 'new.yaml'}\n")
+    assert (ran.code, ran.out) == (0, f"{tmp_path / 'new.yaml'}\n{tmp_path / 'recipe.schema.json'}\n")
     recipe = yaml.safe_load((tmp_path / "new.yaml").read_text())
     assert recipe["objective"]["task"] == task
     assert [rule["match"] for rule in recipe["prune"].get("rules", [])] == output_layers
@@ -41,6 +41,21 @@ def test_a_bare_file_gets_a_factory_to_fill_in(sapp, tmp_path):
     assert recipe["data"]["source"] == "tensors"
     assert "  #    8×8 : 100% of the matrix weights lie in layers of 100 blocks and more\n" in ran.out
     assert "  #   32×32:   0% of the matrix weights lie in layers of 100 blocks and more\n" in ran.out
+
+
+def test_editors_find_the_schema_of_a_new_recipe(sapp, tmp_path):
+    """It lies beside the file, and is left as it is where one is there; what is printed has nothing beside it."""
+    save_file({"first.weight": np.ones((160, 160), np.float32)}, tmp_path / "net.safetensors")
+    printed = sapp("recipes", "init", tmp_path / "net.safetensors").out
+    recipe, schema = tmp_path / "new.yaml", tmp_path / "recipe.schema.json"
+    ran = sapp("recipes", "init", tmp_path / "net.safetensors", "-o", recipe, "--json")
+    assert recipe.read_text() == f"# yaml-language-server: $schema=recipe.schema.json\n{printed}"
+    assert ran.json == {"written": [str(recipe), str(schema)], "recipe": recipe.read_text()}
+    assert schema.read_text() == sapp("recipes", "schema").out
+    schema.write_text("mine")
+    ran = sapp("recipes", "init", tmp_path / "net.safetensors", "-o", recipe, "--overwrite")
+    assert ran.out == f"{recipe}\n"
+    assert schema.read_text() == "mine"
 
 
 def test_names_out_of_a_file_cannot_become_yaml(sapp, tmp_path):

@@ -86,3 +86,11 @@ def test_help_fits_80_columns_and_keeps_the_lines_of_examples(sapp, monkeypatch,
     if verb in ("report", "check", "export"):
         examples = [line.strip() for line in lines if line.strip().startswith(f"sapp {verb} ")]
         assert examples == [line.strip() for line in EXAMPLES[verb].strip().splitlines()]
+
+
+@pytest.mark.parametrize("verb", [[], ["prune"], ["recipes", "cp"]])
+def test_help_can_be_asked_for_in_words(sapp, verb):
+    asked, shown = sapp("help", *verb), sapp(*verb, "--help")
+    assert asked == shown
+    assert asked.code == 0
+    assert f"Usage: sapp{''.join(f' {word}' for word in verb)} " in asked.out

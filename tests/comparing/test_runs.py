@@ -11,6 +11,7 @@ import pytest
 from sapp_cli.cli.comparison_progress import last_line
 from sapp_cli.comparing.cells import Cell, Record, Store, Variant
 from sapp_cli.comparing.runs import _end, _Running
+from tests.cli.test_startup import modules_after
 from tests.runs import Running
 
 
@@ -72,6 +73,9 @@ def test_a_comparison_is_made_once(sapp, digits, folder):
     assert again.code == 0
     assert again.err == "2 of 2 cells are there already\n"
     assert any(line.split() == ["wild", "diverged", "–", "–"] for line in again.out.splitlines())
+    again = modules_after(*arguments(digits, folder, *TWO, *SHORT))
+    assert "matplotlib" in again  # the whole way, from the settings to the plots
+    assert not again & {"torch", "transformers", "accelerate"}
     shown = sapp(*arguments(digits, folder, *TWO, *SHORT, "--csv", "--metric", "loss", "--quiet"))
     assert shown.err == ""
     assert shown.out.startswith("method,block,")

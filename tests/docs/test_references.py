@@ -20,12 +20,10 @@ from sapp_cli.recipe.prune_section import PruneSection
 from sapp_cli.recipe.shipped import shipped_recipes
 from scripts import make_cli_reference, make_recipe_reference
 from scripts.make_recipe_reference import SCHEMA_FILE, schema_text
-from tests.docs.pages import DOCS, README, REPOSITORY, blocks, names, section, table
+from tests.docs.commands import bare, is_usage
+from tests.docs.pages import DOCS, PAGES, README, REPOSITORY, blocks, inline, names, section, table
 
 CLI, METHOD, RECIPES = DOCS / "cli.md", DOCS / "method.md", DOCS / "recipes.md"
-PAGES = [README, *sorted(DOCS.glob("*.md"))]
-
-
 VERBS = dict(make_cli_reference.verbs())
 
 
@@ -47,10 +45,15 @@ def test_a_verb_without_a_heading_is_refused() -> None:
         make_cli_reference.with_reference(page)
 
 
+FILLED = {"LAYOUT": "both", "N": "16"}
+"""What stands for a placeholder that is no path."""
+
+
 def shown_commands(page: Path) -> list[str]:
-    """The sapp commands in the code blocks of a page, those that no test runs included."""
-    lines = [line.removeprefix("$ ") for block in blocks(page) for line in block.commands]
-    return [line for line in lines if line.startswith("sapp ")]
+    """The sapp commands of a page, those that no test runs and those with placeholders included."""
+    lines = [line for block in (*blocks(page), *inline(page)) for line in block.commands if line.startswith("sapp ")]
+    filled = (" ".join(FILLED.get(word, word) for word in bare(line).split()) for line in lines)
+    return [line for line in filled if not is_usage(line) or re.search(r" [A-Z]", line)]
 
 
 EXAMPLES = [line for verb in VERBS.values() for line in make_cli_reference.examples(verb)]
@@ -64,11 +67,11 @@ def test_every_verb_that_takes_a_path_has_an_example() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [*dict.fromkeys(EXAMPLES + [line for page in PAGES for line in shown_commands(page)])]
+    "command", [*dict.fromkeys([*map(bare, EXAMPLES), *(line for page in PAGES for line in shown_commands(page))])]
 )
 def test_shown_commands_are_understood(command: str) -> None:
     """Parsed, not run: every flag exists, takes such a value, and nothing needed is missing."""
-    words = shlex.split(re.split(" [|>] ", command)[0])[1:]
+    words = shlex.split(command)[1:]
     verb = typer.main.get_command(app)
     while hasattr(verb, "commands") and words and words[0] in verb.commands:
         verb = verb.commands[words.pop(0)]
@@ -122,14 +125,24 @@ def test_a_page_without_markers_is_refused() -> None:
         make_recipe_reference.with_reference("# Recipes\n")
 
 
-@pytest.mark.parametrize(
-    "block", [block for block in blocks(RECIPES) if block.language == "yaml"], ids=lambda b: b.line
-)
+SHOWN_RECIPES = [
+    pytest.param(block, id=f"{page.stem}:{block.line}")
+    for page in PAGES
+    for block in blocks(page)
+    if block.language == "yaml" and not block.commands
+]
+
+
+@pytest.mark.parametrize("block", SHOWN_RECIPES)
 def test_shown_recipes_load(block, tmp_path: Path) -> None:
+    """All YAML but what is for CI, whose commands are run; whole recipes, and parts of one."""
     path = tmp_path / "recipe.yaml"
     path.write_text(block.text, encoding="utf-8")
-    length = [] if "train:" in block.text else ["train.steps=1000"]
-    assert load_recipe(path, length).recipe.train.steps == 1000
+    rest = [] if "\ntrain:" in block.text else ["train.steps=1000"]
+    if "source: criteo" in block.text:
+        rest.append("objective.task=binary")
+    train = load_recipe(path, rest).recipe.train
+    assert train.steps or train.epochs
 
 
 def test_the_presets_in_the_method() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from sapp_cli.errors import RecipeError, UsageError
-from sapp_cli.recipe.keys import TRAINER_NAMES, all_keys
+from sapp_cli.recipe.keys import all_keys
 from sapp_cli.recipe.load import Flag, load_recipe
+from sapp_cli.recipe.trainer_names import TRAINER_NAMES
 
 COUNT = "a whole number of at least 1"
 SHARE_OF_BLOCKS = "a number from 0 to below 1 (Share of the blocks of each pruned layer that is removed)"

@@ -48,29 +48,39 @@ def test_a_listing_has_name_path_and_first_comment(shipped):
     ]
 
 
-def test_a_file_wins_over_a_shipped_name(shipped):
+def test_a_name_is_a_shipped_recipe_and_a_path_is_a_file(shipped):
     assert find_recipe("vit") == shipped / "vit.yaml"
-    assert find_recipe("vit.yaml") == shipped / "vit.yaml"
     Path("vit").mkdir()
     assert find_recipe("vit") == shipped / "vit.yaml"
     Path("vit.yaml").write_text("train: {steps: 1}", "utf-8")
     assert find_recipe(Path("vit.yaml")) == Path("vit.yaml")
     assert find_recipe("vit") == shipped / "vit.yaml"
+    Path("mlp").write_text("train: {steps: 1}", "utf-8")
+    assert find_recipe("mlp") == Path("mlp")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("vitt", "vitt: no such recipe, neither a file nor a shipped name; shipped: mlp, vit; nearest: 'vit'"),
-        (
-            "own/vit.yaml",
-            "own/vit.yaml: no such recipe, neither a file nor a shipped name; shipped: mlp, vit; nearest: 'vit'",
-        ),
         ("resnet", "resnet: no such recipe, neither a file nor a shipped name; shipped: mlp, vit"),
+        ("first", "first: no such recipe, neither a file nor a shipped name; shipped: mlp, vit; nearest: 'first.yml'"),
         ("..", "..: is a folder, not a recipe; shipped: mlp, vit"),
+        ("", ".: is a folder, not a recipe; in it: first.yml"),
+        ("vit.yaml", "vit.yaml: no such file; the shipped recipe is -r vit"),
+        ("vit.yml", "vit.yml: no such file; the shipped recipe is -r vit"),
+        ("./vit", "vit: no such file; the shipped recipe is -r vit"),
+        ("frist", "frist: no such recipe, neither a file nor a shipped name; shipped: mlp, vit; nearest: 'first.yml'"),
+        ("first.yaml", "first.yaml: no such file; nearest: 'first.yml'"),
+        ("../here/frist.yml", "../here/frist.yml: no such file; nearest: '../here/first.yml'"),
+        ("own/vit.yaml", "own/vit.yaml: no such file: there is no folder own"),
+        ("other.yaml", "other.yaml: no such file"),
+        ("net.pt", "net.pt: is a file of weights, not a recipe"),
     ],
 )
 def test_what_is_not_found(shipped, name, message):
+    Path("first.yml").write_text("train: {steps: 1}", "utf-8")
+    Path("net.pt").write_bytes(b"")
     with pytest.raises(UsageError) as caught:
         find_recipe(name)
     assert str(caught.value) == message
@@ -87,6 +97,12 @@ def test_a_copy_takes_the_python_files_along_and_loads(shipped):
 def test_a_copy_under_another_name(shipped):
     assert copy_recipe("vit", Path("mine/other.yml")) == [Path("mine/other.yml")]
     assert Path("mine/other.yml").read_bytes() == (shipped / "vit.yaml").read_bytes()
+
+
+def test_the_name_of_its_file_names_a_recipe_to_copy(shipped):
+    assert copy_recipe("vit.yaml", Path("mine")) == [Path("mine/vit.yaml")]
+    with pytest.raises(UsageError, match=r"^mine/vti.yaml: no such file; nearest: 'mine/vit.yaml'$"):
+        copy_recipe("mine/vti.yaml", Path("other"))
 
 
 def test_a_copy_overwrites_only_when_told(shipped):

@@ -15,12 +15,24 @@ import tempfile
 import traceback
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["torch", "torch._dynamo", "accelerate", "sapp_cli.pipeline.prune", "sapp_cli.cli.main", __name__]
 )
 SECONDS = 90
+
+
+class ReadyForks:
+    """FORKS for whoever starts processes with signals blocked: the server runs before that, and blocks none for others."""
+
+    Pipe = staticmethod(FORKS.Pipe)
+
+    @staticmethod
+    def Process(**about):  # noqa: N802 - as multiprocessing has it
+        forkserver.ensure_running()
+        return FORKS.Process(**about)
 
 
 @dataclass(frozen=True)

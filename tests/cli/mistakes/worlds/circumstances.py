@@ -96,6 +96,11 @@ def _(folder: Path) -> None:
 
 
 # models
+put(
+    "a look ahead that is killed",
+    "digits.py",
+    "import os\nimport signal\n\ndef mlp():\n    os.kill(os.getpid(), signal.SIGKILL)\n",
+)
 put("a network that returns whole numbers", "digits.py", NET.replace("AXES", ".argmax(1)"))
 put(
     "a network that keeps weights in another form",

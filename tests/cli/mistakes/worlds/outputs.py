@@ -69,3 +69,11 @@ def _(folder: Path) -> None:
 
 
 put("a folder that is a file", "mine", "mine")
+
+
+def _circle(folder: Path) -> None:
+    (folder / "circle").symlink_to("circle")
+
+
+world("an output in a circle of links")(_circle)
+world("a checkpoint in a circle of links")(_circle)
