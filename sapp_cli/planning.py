@@ -10,7 +10,7 @@ from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.core.schedule import Phase, PhaseSchedule, Span
 from sapp_cli.inputs.models import LoadedModel
-from sapp_cli.layers import Layer
+from sapp_cli.layers import AttachedLayer, Layer
 from sapp_cli.outputs.manifest import phases_json
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.sparsity import LayerFacts, SparsityReport, expected_counts, make_report
@@ -138,6 +138,12 @@ def expected_memory(
         "pruned_weights": round(pruned * recipe.prune.sparsity) if comes_back else 0,
         "teacher": weights if has_teacher else 0,
     }
+
+
+def masked_weight_bytes(attached: Mapping[str, AttachedLayer]) -> int:
+    """Bytes of the masked weights that are there at once in float32 on a CPU: most of a Linear are made in one place."""
+    sizes = [(layer.theta.nbytes, layer.holds_no_masked_weight) for layer in attached.values()]
+    return sum(size for size, alone in sizes if not alone) + max((size for size, alone in sizes if alone), default=0)
 
 
 def with_peak(parts: Mapping[str, int], footprint: Footprint | None, process: int) -> dict[str, int]:

@@ -56,17 +56,26 @@ def masked_linear(
     return _MaskedLinear.apply(x, weight, per_block, bias, grid, seen)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def set_aside(entries: int) -> None:
+    """Memory of exactly so many entries for the masked weights of this thread, whatever there was before."""
+    _SCRATCH.floats = torch.empty(entries)
+
+
 def is_for(x: Tensor, weight: Tensor, bias: Tensor | None, grid: BlockGrid) -> bool:
     """True for float32 on the CPU, outside of autocast and the compiler, and a weight large enough, of whole blocks."""
     return (
-        streams(weight, grid)
+        is_for_weight(weight, grid)
         and type(x) in (Tensor, Parameter)
         and x.is_cpu
         and x.dtype is torch.float32
         and (bias is None or bias.dtype is torch.float32)
         and not torch.is_autocast_enabled("cpu")
-        and block_passes(grid) is not None
     )
+
+
+def is_for_weight(weight: Tensor, grid: BlockGrid) -> bool:
+    """True for a weight with which it may be; the rest is a matter of the step."""
+    return streams(weight, grid) and block_passes(grid) is not None
 
 
 class _MaskedLinear(torch.autograd.Function):
@@ -136,12 +145,12 @@ class _Scratch(threading.local):
     """Memory for one masked weight at a time: one for each thread, for all layers."""
 
     def __init__(self) -> None:
-        self._floats = torch.empty(0)
+        self.floats = torch.empty(0)
 
     def like(self, weight: Tensor) -> Tensor:
-        if weight.numel() > self._floats.numel():
-            self._floats = torch.empty(weight.numel())
-        return self._floats[: weight.numel()].view(weight.shape)
+        if weight.numel() > self.floats.numel():
+            self.floats = torch.empty(weight.numel())
+        return self.floats[: weight.numel()].view(weight.shape)
 
 
 _SCRATCH = _Scratch()

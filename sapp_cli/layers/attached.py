@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sapp_cli.core.masked_linear import is_for, masked_linear
+from sapp_cli.core.masked_linear import is_for, is_for_weight, masked_linear
 from sapp_cli.core.masks import (
     as_matrix,
     block_norms,
@@ -49,6 +49,12 @@ class AttachedLayer:
     def trained(self) -> nn.Parameter:
         """What the optimizer moves and gradients arrive at: θ, or its kept blocks while they are a parameter of their own."""
         return self.theta if self.masked.kept is None else self.masked.kept.values
+
+    @property
+    def holds_no_masked_weight(self) -> bool:
+        """True for a layer that makes its masked weight for each product anew, in float32 on a CPU."""
+        plain_linear = type(self.owner).forward is _forward_of_linear
+        return plain_linear and is_for_weight(self.theta, self.masked.grid)
 
     @torch.no_grad()
     def part_kept_blocks(self) -> None:

@@ -18,7 +18,7 @@ from sapp_cli.inputs.models import load_model
 from sapp_cli.inputs.rows import rows_in
 from sapp_cli.layers import decide_layers
 from sapp_cli.pipeline.start import read_data
-from sapp_cli.planning import Plan, make_plan, with_peak
+from sapp_cli.planning import Plan, make_plan, masked_weight_bytes, with_peak
 from sapp_cli.pruner import Pruner
 from sapp_cli.pruner.decisions import make_schedule
 from sapp_cli.recipe.load import LoadedRecipe
@@ -49,15 +49,18 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path) -> Plan:
     schedule = None if rows is None else make_schedule(settings.prune, count_steps(settings, rows, world=1))
     applications, costs = see_costs(loaded.model, layers, settings, data)
     made = make_plan(checkpoint, loaded, layers, schedule, settings, applications)
-    on_cpu = settings.train.device == "cpu" or not torch.cuda.is_available()
-    if on_cpu:
-        import sapp_cli.pipeline.prune  # noqa: F401 - what a run has loaded, counts
-    process = max(0, process_bytes() - made.memory["weights"]) if on_cpu else 0
     steps = schedule.steps if schedule else LONG_ENOUGH
     if settings.train.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
     pruner = Pruner(loaded.model, settings.prune, steps, loaded.stored_names, costs)
-    return replace(made, memory=with_peak(made.memory, _footprint(loaded.model, pruner, settings, data), process))
+    memory, process = dict(made.memory), 0
+    if settings.train.device == "cpu" or not torch.cuda.is_available():
+        import sapp_cli.pipeline.prune  # noqa: F401 - what a run has loaded, counts
+
+        if settings.train.precision == "fp32" and not settings.train.compile:
+            memory["masked_weights"] = masked_weight_bytes(pruner.attached)  # loads what makes them
+        process = max(0, process_bytes() - made.memory["weights"])
+    return replace(made, memory=with_peak(memory, _footprint(loaded.model, pruner, settings, data), process))
 
 
 def _footprint(model: nn.Module, pruner: Pruner, settings: Recipe, data: DataSets | None) -> Footprint | None:

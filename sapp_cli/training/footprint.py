@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sapp_cli.core.masked_linear import set_aside
 from sapp_cli.errors import UsageError
 from sapp_cli.inputs.data import Batch, DataSets
 from sapp_cli.inputs.rows import IGNORED, TARGETS
@@ -81,6 +82,9 @@ def measure_footprint(
 
     evaluated = recipe.data.evaluation_batch_size or recipe.data.batch_size
     model.train()
+    set_aside(
+        max((layer.theta.numel() for layer in pruner.attached.values() if layer.holds_no_masked_weight), default=0)
+    )
     with torch.random.fork_rng(devices=[]):
         pruner.step(0)
         return Footprint(_peak_of_rows(recipe.data.batch_size, step), _peak_of_rows(evaluated, evaluation))
