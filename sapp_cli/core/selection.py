@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 
+@lru_cache(maxsize=64)  # layers of one size ask for the same in every step, and exact fractions take their time
 def final_count(sparsity: Fraction, blocks: int) -> int:
     """Blocks a layer of `blocks` keeps in the end: n − ⌈s·n⌉, and one where that would be none.
 
@@ -22,7 +24,7 @@ def final_count(sparsity: Fraction, blocks: int) -> int:
     return max(1, blocks - math.ceil(sparsity * blocks))
 
 
-@lru_cache(maxsize=64)  # layers of one size ask for the same in every step, and exact fractions take their time
+@lru_cache(maxsize=64)
 def ramp_count(sparsity: Fraction, blocks: int, share: float) -> int:
     """Blocks kept when `share` in [0, 1] of the target sparsity is reached; exactly the final count at 1."""
     last = final_count(sparsity, blocks)
@@ -64,10 +66,14 @@ def within_budget(
     A layer whose blocks cost nothing has no part in the budget and keeps its own count.
     """
     free = [name for name in scores if not costs[name]]
-    keep = {name: topk_blocks(scores[name], counts[name] if name in free else floors[name]) for name in scores}
+    keep = {name: topk_blocks(scores[name], counts[name]) for name in free}
     priced = [name for name in scores if name not in free]
     if not priced:
         return keep
+    one_price = len({costs[name] for name in priced}) == 1
+    if one_price and (best := _best_of_all(priced, scores, counts, floors)) is not None:
+        return keep | best
+    keep |= {name: topk_blocks(scores[name], floors[name]) for name in priced}
     budget = sum((counts[name] - min(floors[name], _there(scores[name]))) * costs[name] for name in priced)
     # On the CPU and in doubles: one order of all blocks, whatever the device.
     ratios = torch.cat(
@@ -76,10 +82,6 @@ def within_budget(
             for name in priced
         ]
     )
-    if len({costs[name] for name in priced}) == 1:  # each takes the place of any other
-        affordable = min(budget // costs[priced[0]], len(ratios) - int(torch.isneginf(ratios).sum()))
-        bought = topk_blocks(ratios, affordable)
-        return _with(keep, bought, priced)
     prices = torch.cat([torch.full((scores[name].numel(),), costs[name]) for name in priced])
     order = torch.sort(ratios, descending=True, stable=True).indices
     order = order[~torch.isneginf(ratios[order])]
@@ -91,17 +93,29 @@ def within_budget(
         bought[order[:fitting]] = True
         budget -= int(spent[fitting - 1]) if fitting else 0
         order = order[fitting:]
-    return _with(keep, bought, priced)
-
-
-def _with(keep: dict[str, Tensor], bought: Tensor, priced: list[str]) -> dict[str, Tensor]:
-    """`keep` and what was bought for the priced layers, one behind the other."""
-    sizes = [keep[name].numel() for name in priced]
-    for name, mine in zip(priced, torch.split(bought, sizes), strict=True):
-        keep[name] |= mine.view(keep[name].shape).to(keep[name].device)
+    for name, mine in zip(priced, torch.split(bought, [scores[name].numel() for name in priced]), strict=True):
+        keep[name] |= mine.view(scores[name].shape).to(keep[name].device)
     return keep
 
 
+def _best_of_all(
+    names: list[str], scores: Mapping[str, Tensor], counts: Mapping[str, int], floors: Mapping[str, int]
+) -> dict[str, Tensor] | None:
+    """`within_budget` where each block costs as much as any other, in few operations on all layers at once.
+
+    None where that would leave a layer less than its floor, which is seldom so.
+    """
+    sizes = [scores[name].numel() for name in names]
+    every = torch.cat([scores[name].flatten().cpu() for name in names])
+    best = topk_blocks(every, sum(counts[name] for name in names)) & ~torch.isneginf(every)
+    so_far = [0, *best.cumsum(0)[torch.tensor(sizes).cumsum(0) - 1].tolist()]
+    if any(after - before < floors[name] for name, (before, after) in zip(names, pairwise(so_far), strict=True)):
+        return None
+    parts = zip(names, torch.split(best, sizes), strict=True)
+    return {name: part.view(scores[name].shape).to(scores[name].device) for name, part in parts}
+
+
+@lru_cache(maxsize=64)
 def floor_count(floor: Fraction, kept: int) -> int:
     """Blocks that a layer keeps in any case: the share `floor` of the `kept` ones of its own target, at least one."""
     return max(1, math.ceil(floor * kept))

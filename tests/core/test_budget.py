@@ -99,3 +99,33 @@ def test_equal_costs_and_full_floors_are_uniform():
     counts = {"a": 13, "b": 20}
     keep = within_budget(scores, counts, {"a": 1, "b": 1}, counts)
     assert kept(keep) == kept(uniform(scores, counts))
+
+
+def in_turn(scores, counts, floors):
+    """What the docstring says, block by block, for blocks of one price: floors first, then the best of all others."""
+    keep = {name: [False] * len(row) for name, row in scores.items()}
+    ranked = [
+        (-score, layer, index, name)
+        for layer, (name, row) in enumerate(scores.items())
+        for index, score in enumerate(row.tolist())
+        if score > -INF
+    ]
+    for name, floor in floors.items():
+        for _, _, index, _ in sorted(block for block in ranked if block[3] == name)[:floor]:
+            keep[name][index] = True
+    left = sum(counts.values()) - sum(map(sum, keep.values()))
+    for _, _, index, name in sorted(block for block in ranked if not keep[block[3]][block[2]])[:left]:
+        keep[name][index] = True
+    return keep
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([-INF, 0, 1, 2, 3]), min_size=1, max_size=6), min_size=1, max_size=4), st.data()
+)
+def test_blocks_of_one_price_are_chosen_as_if_in_turn(rows, data):
+    scores = {str(index): torch.tensor(row, dtype=torch.float32) for index, row in enumerate(rows)}
+    there = {name: int((score > -INF).sum()) for name, score in scores.items()}
+    counts = {name: data.draw(st.integers(min(1, there[name]), there[name])) for name in scores}
+    floors = {name: data.draw(st.integers(0, count)) for name, count in counts.items()}
+    price = data.draw(st.integers(1, 3))
+    assert kept(within_budget(scores, counts, dict.fromkeys(scores, price), floors)) == in_turn(scores, counts, floors)
