@@ -31,6 +31,10 @@ class SeenGradient:
         self._gradient = gradient.data_ptr(), gradient._version
         self._squares, self._per_block = squares, per_block.detach()  # whose graph would live on with it
 
+    def forget(self) -> None:
+        """Where a step begins: memory that is free by then may become that of another gradient."""
+        self._gradient = None
+
     def squares_of(self, gradient: Tensor) -> Tensor | None:
         """Σ_b (dL/dŴ ⊙ Ŵ)², (R, C), if `gradient` is the one last noted; None once it was clipped, reduced or added to."""
         if type(gradient) is not Tensor or self._gradient != (gradient.data_ptr(), gradient._version):

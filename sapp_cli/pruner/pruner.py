@@ -126,6 +126,8 @@ class Pruner:
         then calls `observe`, unless that has been done.
         """
         self._restore_pruned()
+        for layer in self.attached.values():
+            layer.masked.seen.forget()
         moment = self.schedule.at(step)
         self._step = step
         if optimizer is not None and self.observes:

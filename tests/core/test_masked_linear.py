@@ -133,6 +133,11 @@ def test_squares_of_the_gradient_are_known_until_it_is_changed(tensors):
     assert seen.squares_of(weight.grad) is None
     masked_linear(x, weight, per_block, bias, GRID, seen).backward(dy)  # added to the gradient that is there
     assert seen.squares_of(weight.grad) is None
+    weight.grad = None
+    masked_linear(x, weight, per_block, bias, GRID, seen).backward(dy)
+    assert seen.squares_of(weight.grad) is not None
+    seen.forget()
+    assert seen.squares_of(weight.grad) is None
 
 
 class TestInTheModel:
