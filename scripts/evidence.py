@@ -158,7 +158,7 @@ def chosen(study: Study) -> str:
         return ""
     rates = ", ".join(f"{name} {rate:g}" for name, rate in study.rates.items()) or "the recipe's for all"
     trials = ", ".join(f"{float(rate):g}" for rate in study.tune.rates)
-    cell = f"{study.tune.sparsity} in blocks of {study.tune.block}, seeds {study.tune.seeds}"
+    cell = f"{study.tune.sparsity} in blocks of {study.tune.block}, seeds {study.tune.seeds.rstrip(',')}"
     steps = f", {study.tune.steps} steps" if study.tune.steps else ""
     return f"Rates: {rates}; chosen from {trials} on {cell}{steps}."
 
