@@ -6,25 +6,41 @@ back: at a few hundred rows that, not the arithmetic, is what a mask costs in a 
 
 from __future__ import annotations
 
+import itertools
 import threading
-from typing import Any
+import weakref
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from sapp_cli.core.masks import scale_blocks, streams
+from sapp_cli.core.masks import is_worth_a_pass, scale_blocks
 from sapp_cli.grid import BlockGrid
 from sapp_cli.passes.block_passes import BlockPasses, block_passes
 
 
 class SeenGradient:
-    """What the backward pass of one layer has seen of its gradient on the way, kept for who asks before it is changed."""
+    """What the backward pass of one layer has seen of its gradient on the way, kept for who asks before it is changed.
+
+    `number`: what stands for it where only numbers can be handed on.
+    """
+
+    _all: ClassVar[weakref.WeakValueDictionary[int, SeenGradient]] = weakref.WeakValueDictionary()
+    _numbers: ClassVar[Iterator[int]] = itertools.count()
 
     def __init__(self) -> None:
+        self.number = next(self._numbers)
+        self._all[self.number] = self
         self._gradient: tuple[int, int] | None = None  # its address and version
         self._squares = self._per_block = torch.empty(0)
+
+    @classmethod
+    def numbered(cls, number: int) -> SeenGradient | None:
+        """That of this number, while somebody holds it."""
+        return cls._all.get(number)
 
     def note(self, gradient: Tensor, squares: Tensor, per_block: Tensor) -> None:
         """`gradient` dL/dθ (out, in) of θ ⊙ spread(per_block); `squares` (R, C): Σ_b (dL/dŴ ⊙ θ)²."""
@@ -66,9 +82,13 @@ def set_aside(entries: int) -> None:
 
 
 def is_for(x: Tensor, weight: Tensor, bias: Tensor | None, grid: BlockGrid) -> bool:
-    """True for float32 on the CPU, outside of autocast and the compiler, and a weight large enough, of whole blocks."""
+    """True for float32 on the CPU, outside of autocast, and a weight large enough, of whole blocks.
+
+    What is compiled has to know that there are passes (`is_for_weight`) from before.
+    """
     return (
-        is_for_weight(weight, grid)
+        is_worth_a_pass(weight, grid)
+        and (torch.compiler.is_compiling() or block_passes(grid) is not None)
         and type(x) in (Tensor, Parameter)
         and x.is_cpu
         and x.dtype is torch.float32
@@ -79,7 +99,31 @@ def is_for(x: Tensor, weight: Tensor, bias: Tensor | None, grid: BlockGrid) -> b
 
 def is_for_weight(weight: Tensor, grid: BlockGrid) -> bool:
     """True for a weight with which it may be; the rest is a matter of the step."""
-    return streams(weight, grid) and block_passes(grid) is not None
+    return is_worth_a_pass(weight, grid) and block_passes(grid) is not None
+
+
+def product(x: Tensor, weight: Tensor, per_block: Tensor, bias: Tensor | None, grid: BlockGrid) -> Tensor:
+    """(…, in) -> (…, out), which no gradient is noted for."""
+    return F.linear(x, _scaled(weight, per_block, grid), bias)
+
+
+def input_gradient(dy: Tensor, weight: Tensor, per_block: Tensor, grid: BlockGrid) -> Tensor:
+    """Of the result (…, out) -> of x (…, in)."""
+    rows = dy.reshape(-1, dy.shape[-1])
+    return (rows @ _scaled(weight, per_block, grid)).view(*dy.shape[:-1], weight.shape[1])
+
+
+def weight_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, per_block: Tensor, grid: BlockGrid, seen: SeenGradient | None
+) -> tuple[Tensor, Tensor]:
+    """Those of weight (out, in) and of per_block (R, C); `seen` takes notes."""
+    dw = dy.reshape(-1, dy.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+    sums, squares = torch.empty(grid.size), torch.empty(grid.size)
+    # Of the masked weight so far; the pass makes it that of the weight, where it lies.
+    _passes(grid).gradients(dw, weight, per_block, dw, sums, squares)
+    if seen is not None:
+        seen.note(dw, squares, per_block)
+    return dw, sums
 
 
 class _MaskedLinear(torch.autograd.Function):
@@ -95,7 +139,7 @@ class _MaskedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.grid, ctx.seen = grid, seen
         ctx.save_for_backward(x, weight, per_block, bias)
-        return F.linear(x, _scaled(weight, per_block, grid), bias)
+        return product(x, weight, per_block, bias, grid)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -104,20 +148,15 @@ class _MaskedLinear(torch.autograd.Function):
         if torch.is_grad_enabled():  # for gradients of gradients
             return *_differentiable(ctx, dy, x, weight, per_block, bias), None, None
         needs_x, needs_weight, needs_blocks, needs_bias, *_ = ctx.needs_input_grad
-        rows, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        dx = (dy @ _scaled(weight, per_block, ctx.grid)).view(x.shape) if needs_x else None
+        dx = input_gradient(dy, weight, per_block, ctx.grid) if needs_x else None
         dw = sums = None
         if needs_weight or needs_blocks:
-            dw = dy.t() @ rows  # of the masked weight; the pass makes it that of the weight, where it lies
-            sums, squares = torch.empty(ctx.grid.size), torch.empty(ctx.grid.size)
-            _passes(ctx.grid).gradients(dw, weight, per_block, dw, sums, squares)
-            if ctx.seen is not None:
-                ctx.seen.note(dw, squares, per_block)
+            dw, sums = weight_gradients(dy, x, weight, per_block, ctx.grid, ctx.seen)
         return (
             dx,
             dw if needs_weight else None,
             sums if needs_blocks else None,
-            dy.sum(0) if needs_bias else None,
+            dy.reshape(-1, dy.shape[-1]).sum(0) if needs_bias else None,
             None,
             None,
         )

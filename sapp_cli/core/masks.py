@@ -210,10 +210,14 @@ def _both_gradients(
 
 
 def streams(matrix: Tensor, grid: BlockGrid) -> bool:
+    """True where a pass of ours is worth it; what is compiled gets passes of its own."""
+    return not torch.compiler.is_compiling() and is_worth_a_pass(matrix, grid)
+
+
+def is_worth_a_pass(matrix: Tensor, grid: BlockGrid) -> bool:
     """True for a matrix large enough for the time to go into moving it between the CPU and its memory."""
     return (
-        not torch.compiler.is_compiling()  # what is compiled gets passes of its own
-        and type(matrix) in (Tensor, Parameter)
+        type(matrix) in (Tensor, Parameter)
         and matrix.device.type == "cpu"
         and matrix.dtype == torch.float32
         and matrix.numel() >= SMALL

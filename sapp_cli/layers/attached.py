@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sapp_cli.core.masked_linear import is_for, is_for_weight, masked_linear
+from sapp_cli.core.masked_linear_operator import LEAST, masked_linear_operator
 from sapp_cli.core.masks import (
     as_matrix,
     block_norms,
@@ -103,6 +104,7 @@ def attach(
                 parametrize.register_parametrization(owner, attribute, masked, unsafe=True)
                 if plain_linear:  # in the class that parametrizing made for this one module
                     type(owner).forward = _forward_of_linear
+                    masked.streams_compiled = weight.numel() >= LEAST and is_for_weight(weight, layer.grid)
         attached[layer.name] = AttachedLayer(layer, masked, *owners[0])
     return attached
 
@@ -112,6 +114,11 @@ def _forward_of_linear(module: nn.Linear, x: Tensor) -> Tensor:
     parametrizations: Any = module.parametrizations["weight"]  # type: ignore[index]
     masked, theta = parametrizations[0], parametrizations.original
     alone = len(parametrizations) == 1 and masked.kept is None and masked.round_to is None
-    if not (alone and is_for(x, theta, module.bias, masked.grid)):
+    compiling = torch.compiler.is_compiling()
+    if not (alone and is_for(x, theta, module.bias, masked.grid)) or (compiling and not masked.streams_compiled):
         return nn.Linear.forward(module, x)
-    return masked_linear(x, theta, masked.block_scale(theta), module.bias, masked.grid, masked.seen)
+    scale = masked.block_scale(theta)
+    if compiling:
+        y: Tensor = masked_linear_operator(x, theta, scale, module.bias, *masked.grid.block, masked.seen.number)
+        return y
+    return masked_linear(x, theta, scale, module.bias, masked.grid, masked.seen)

@@ -54,6 +54,7 @@ class MaskedWeight(nn.Module):
         self.encoded = False
         self.workspace = Workspace()
         self.seen = SeenGradient()
+        self.streams_compiled = False  # what is compiled calls an operator for the product (`masked_linear_operator`)
         self.kept: KeptBlocks | None = None  # while a sparse phase trains those by themselves
         self.round_to: torch.dtype | None = None  # while evaluating what an export in this dtype would hold
         every = torch.ones(grid.size, dtype=torch.bool)

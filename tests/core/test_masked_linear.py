@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 import sapp_cli as sapp
 from sapp_cli.core import masked_linear as room
 from sapp_cli.core.masked_linear import SeenGradient, is_for, masked_linear
+from sapp_cli.core.masked_linear_operator import masked_linear_operator
 from sapp_cli.core.masks import SMALL, as_blocks, scale_blocks
 from sapp_cli.grid import BlockGrid
 
@@ -214,3 +215,40 @@ def test_threads_have_memory_of_their_own(tensors):
         found = list(pool.map(lambda _: ours(x, weight, per_block, bias), range(8)))
     assert all(torch.equal(each, expected) for each in found)
     assert room._SCRATCH.like(weight).shape == weight.shape
+
+
+def operator(x, weight, per_block, bias):
+    return masked_linear_operator(x, weight, per_block, bias, *GRID.block, SeenGradient().number)
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (1, 2), (3,)], ids=str)
+def test_the_operator_has_the_same_values_and_gradients(tensors, frozen):
+    inputs, dy = tensors
+    for place in frozen:
+        inputs[place].requires_grad_(False)
+    (y, found), (other_y, expected) = (gradients(product, inputs, dy) for product in (operator, ours))
+    assert torch.equal(y, other_y)
+    for gradient, other in zip(found, expected, strict=True):
+        assert torch.equal(gradient, other)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_operator_is_what_torch_asks_of_one(tensors, with_bias):
+    (x, weight, per_block, bias), _ = tensors
+    torch.library.opcheck(masked_linear_operator, (x, weight, per_block, bias if with_bias else None, *GRID.block, 0))
+
+
+def test_the_operator_takes_notes_while_somebody_holds_them(tensors):
+    inputs, dy = tensors
+    seen = SeenGradient()
+    assert SeenGradient.numbered(seen.number) is seen
+    masked_linear_operator(*inputs, *GRID.block, seen.number).backward(dy)
+    weight = inputs[1]
+    noted = seen.squares_of(weight.grad)
+    expected = as_blocks((weight.grad * weight).detach(), GRID).square().sum((1, 3))
+    torch.testing.assert_close(noted, expected, rtol=1e-4, atol=1e-6)
+    number, twin = seen.number, copy.deepcopy(seen)
+    assert twin.number != number
+    del seen
+    assert SeenGradient.numbered(number) is None
+    masked_linear_operator(*inputs, *GRID.block, number).backward(dy)  # nobody is there to note it

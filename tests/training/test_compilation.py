@@ -9,6 +9,7 @@ from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
 import sapp_cli as sapp
+from sapp_cli.core.masked_linear_operator import LEAST
 from sapp_cli.core.masks import SMALL
 from sapp_cli.errors import UsageError
 from sapp_cli.training.compilation import COMPILERS
@@ -26,7 +27,7 @@ def _nothing_compiled_yet():
 
 
 @pytest.mark.parametrize("method", ["sequential-attention", "powerprop", "acdc"])
-@pytest.mark.parametrize("wide", [32, 4096], ids=["small", "streamed when not compiled"])
+@pytest.mark.parametrize("wide", [32, 4096, 65536], ids=["small", "streamed when not compiled", "streamed"])
 def test_a_mask_that_changes_compiles_nothing_again(method, wide):
     graphs = []
 
@@ -36,7 +37,8 @@ def test_a_mask_that_changes_compiles_nothing_again(method, wide):
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, wide), nn.Tanh(), nn.Linear(wide, 32))
-    assert (model[0].weight.numel() >= SMALL) == (wide == 4096)
+    assert (model[0].weight.numel() >= SMALL) == (wide >= 4096)
+    assert (model[0].weight.numel() >= LEAST) == (wide == 65536)
     phases = {"dense": 0.2, "rounds": 2, "last_round": 0.2, "final_sparse": 0.2}
     settings = {"method": method, "block_size": 8, "min_blocks": 8, "sparsity": 0.5, "phases": phases}
     pruner = sapp.Pruner(model, settings, STEPS)
