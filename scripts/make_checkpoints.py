@@ -29,12 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     BertConfig,
-    BertForMaskedLM,
-    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -53,7 +52,13 @@ ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # [CLS] and [S
 VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 
-def make_bert(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, *, masked_lm: bool = False) -> Path:
+def make_bert(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    head: str = "ForSequenceClassification",
+) -> Path:
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=96,
@@ -63,7 +68,7 @@ def make_bert(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, *
         max_position_embeddings=128,
         num_labels=3,
     )
-    _save(BertForMaskedLM if masked_lm else BertForSequenceClassification, config, folder, dtype, seed)
+    _save(getattr(transformers, f"Bert{head}"), config, folder, dtype, seed)
     return _save_tokenizer(folder, "input_ids", "token_type_ids", "attention_mask")
 
 
@@ -188,7 +193,7 @@ def _save_preprocessor(folder: Path, **settings: Any) -> Path:
 
 KINDS: dict[str, Callable[[Path, torch.dtype, int], Path]] = {
     "bert": make_bert,
-    "bert-mlm": lambda *common: make_bert(*common, masked_lm=True),
+    "bert-mlm": lambda *common: make_bert(*common, head="ForMaskedLM"),
     "gpt2": make_gpt2,
     "llama": make_llama,
     "llama-tied": lambda *common: make_llama(*common, tied=True),

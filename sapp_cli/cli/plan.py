@@ -54,7 +54,7 @@ def plan(
     """Show everything `prune` would decide, without training: layers and reasons, sparsity, timetable, sizes, memory.
 
     \b
-    sapp plan ./my-model -r sentence-embedding --block-size 32
+    sapp plan ./my-model -r text-classification --block-size 32
     """
     check_order(checkpoint, recipe)
     flags = {

@@ -14,6 +14,7 @@ from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.costs import see_costs
 from sapp_cli.errors import SappError
 from sapp_cli.inputs.data import DataSets
+from sapp_cli.inputs.heads import require_head
 from sapp_cli.inputs.models import load_model
 from sapp_cli.inputs.rows import rows_in
 from sapp_cli.layers import decide_layers
@@ -38,6 +39,7 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path) -> Plan:
     """Everything `prune` would decide, without training; the data are looked at if they are there."""
     settings = recipe.recipe
     checkpoint = open_checkpoint(checkpoint_path)
+    require_head(checkpoint, settings)
     loaded = load_model(checkpoint, settings.model)
     layers = decide_layers(loaded.model, settings.prune, loaded.stored_names)
     rows: int | None = 0  # not looked at where the recipe gives steps

@@ -14,6 +14,7 @@ from torch import nn
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.errors import ResourceError
 from sapp_cli.inputs.data import DataSets, load_data
+from sapp_cli.inputs.heads import require_head
 from sapp_cli.inputs.models import LoadedModel, load_model
 from sapp_cli.inputs.sources import require_sources
 from sapp_cli.layers import decide_layers
@@ -90,6 +91,7 @@ def read_start(
     """Checkpoint, model, data and objective; with `pruning`, settings that do not fit them are found on the way."""
     require_sources(settings)
     checkpoint = open_checkpoint(checkpoint_path)
+    require_head(checkpoint, settings)
     loaded = load_model(checkpoint, settings.model)
     watcher.say(f"{checkpoint_path}: {loaded.description}")
     for name in loaded.added:

@@ -12,7 +12,7 @@ from scripts.make_checkpoints import make_bert, make_gpt2, make_llama, make_resn
     ("make", "task", "output_layers"),
     [
         (make_bert, "classification", ["classifier.weight"]),
-        (lambda folder: make_bert(folder, masked_lm=True), "masked-lm", ["cls.predictions.transform.dense.weight"]),
+        (lambda folder: make_bert(folder, head="ForMaskedLM"), "masked-lm", ["cls.predictions.transform.dense.weight"]),
         (make_gpt2, "causal-lm", []),
         (make_llama, "causal-lm", ["lm_head.weight"]),
         (make_vit, "classification", ["classifier.weight"]),

@@ -98,7 +98,7 @@ def test_image_classification_from_a_folder(sapp, tmp_path, make):
 
 
 def test_masked_lm_and_a_sparse_output_as_the_next_input(sapp, tmp_path, sentences):
-    make_bert(tmp_path / "bert", masked_lm=True)
+    make_bert(tmp_path / "bert", head="ForMaskedLM")
     (tmp_path / "train.txt").write_text("\n".join(sentences))
     common = (
         *("--set", f"data.files.train={tmp_path / 'train.txt'}", "--set", "data.files.validation=null"),
@@ -117,7 +117,7 @@ def test_masked_lm_and_a_sparse_output_as_the_next_input(sapp, tmp_path, sentenc
 
 
 def test_sentence_embedding(sapp, tmp_path, monkeypatch, sentences):
-    make_bert(tmp_path / "bert", masked_lm=True)
+    make_bert(tmp_path / "bert", head="ForMaskedLM")
     config = json.loads((tmp_path / "bert" / "config.json").read_text())
     config["architectures"] = ["BertModel"]
     (tmp_path / "bert" / "config.json").write_text(json.dumps(config))

@@ -46,7 +46,7 @@ SHORTER = {
     "sapp plan ./my-vit": SMALL,
     "sapp prune ./my-vit": f"{SMALL} --set data.batch_size=2 --set data.workers=0",
     "sapp eval ./my-vit-80/sparse": "--set data.workers=0",
-    "sapp plan ./my-model -r sentence-embedding": "--set prune.rules=[] --set prune.min_blocks=1",
+    "sapp plan ./my-model -r text-classification": "--set prune.rules=[] --set prune.min_blocks=1",
     "sapp prune ./my-model": "--block-size 8 --overwrite",
     "sapp prune net.safetensors": "--steps 20 --set train.evaluate_every=null --overwrite",
     "sapp export pruned.safetensors": "--overwrite",

@@ -33,7 +33,7 @@ def minilm(folder, dtype):
 
 KINDS = {
     "bert": (make_bert, "AutoModelForSequenceClassification", {}),
-    "bert-mlm": (lambda folder, dtype: make_bert(folder, dtype, masked_lm=True), "AutoModelForMaskedLM", {}),
+    "bert-mlm": (lambda folder, dtype: make_bert(folder, dtype, head="ForMaskedLM"), "AutoModelForMaskedLM", {}),
     "gpt2": (make_gpt2, "AutoModelForCausalLM", {}),
     "gpt2-embeddings": (make_gpt2, "AutoModelForCausalLM", {"embeddings": True}),
     "llama": (make_llama, "AutoModelForCausalLM", {}),

@@ -29,7 +29,7 @@ from scripts.make_checkpoints import make_bert, make_gpt2, make_vit
 AUTO = {
     "bert": (make_bert, "AutoModelForSequenceClassification"),
     "gpt2": (make_gpt2, "AutoModelForCausalLM"),
-    "bert-mlm": (partial(make_bert, masked_lm=True), "AutoModelForMaskedLM"),  # output layer tied to the embedding
+    "bert-mlm": (partial(make_bert, head="ForMaskedLM"), "AutoModelForMaskedLM"),  # output layer tied to the embedding
 }
 
 

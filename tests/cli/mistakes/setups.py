@@ -1,14 +1,15 @@
 """What lies in the current folder when a command of the table runs: a sound small run, and one thing that is wrong.
 
 Sound are net.safetensors, data/, digits.py and recipe.yaml, a network on digits; bert/, a text classifier of three
-classes, with rows.jsonl, texts.txt and text.yaml; out/, an output of `sapp prune`, where the command begins with `out/`.
+classes, with rows.jsonl, texts.txt and text.yaml, or the same with another head (MODELS); out/, an output of `sapp prune`,
+where the command begins with `out/`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,17 @@ def changed(name: str, change: Callable[[dict[str, Any]], dict[str, Any]], file:
     world(name)(write)
 
 
-def lay_out(folder: Path, digits: Path, output: Path, bert: Path, *, with_output: bool, with_bert: bool) -> None:
+def lay_out(folder: Path, digits: Path, models: Mapping[str, Path], output: Path | None) -> None:
     """The sound folder, before a world changes it."""
     for name in ("recipe.yaml", "digits.py"):
         shutil.copy(digits / name, folder / name)
     shutil.copytree(digits / "data", folder / "data")
     shutil.copy(digits / "dense.safetensors", folder / "net.safetensors")
-    if with_output:
+    if output:
         shutil.copytree(output, folder / "out")
-    if with_bert:
-        shutil.copytree(bert, folder / "bert")
+    for name, model in models.items():
+        shutil.copytree(model, folder / name)
+    if models:
         lines = [json.dumps({"text": f"text number {number}", "label": number % 3}) for number in range(6)]
         (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
         (folder / "texts.txt").write_text("one text\nanother text\n" * 5)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from scripts.make_checkpoints import make_bert
+from scripts.make_checkpoints import make_bert, make_gpt2
 from tests.cli.mistakes.endings import matches, run
 from tests.cli.mistakes.messages import messages
 from tests.cli.mistakes.setups import lay_out
@@ -61,13 +62,26 @@ def _parts() -> list[str]:
     return ["\n".join(part).rstrip("\n") for part in parts]
 
 
+MODELS = {
+    "bert": make_bert,
+    "bare": partial(make_bert, head="Model"),
+    "masked": partial(make_bert, head="ForMaskedLM"),
+    "tagger": partial(make_bert, head="ForTokenClassification"),
+    "gpt": make_gpt2,
+}
 CASES = read_table()
 SAID = [*(case.message for case in CASES), *SAID_BY_PYTHON]
 
 
 @pytest.fixture(scope="session")
-def bert(tmp_path_factory):
-    return make_bert(tmp_path_factory.mktemp("models") / "bert")
+def models(tmp_path_factory):
+    """One checkpoint for each name in MODELS that a command asks for, made when it is asked for first."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def of(name: str) -> Path:
+        return folder / name if (folder / name).exists() else MODELS[name](folder / name)
+
+    return of
 
 
 @pytest.fixture(scope="session")
@@ -85,13 +99,14 @@ def output(digits, tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # of its own parts, when it compiles
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_mistake(case: Case, sapp, digits, bert, output, tmp_path, monkeypatch):
+def test_a_mistake(case: Case, sapp, digits, models, output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("SAPP_DEBUG", raising=False)
     words = case.command.split()
-    with_bert = bool({"bert", "bert/pruned"} & {*words}) or "rows.jsonl" in case.command
-    lay_out(tmp_path, digits, output, bert, with_output=" out/" in case.command, with_bert=with_bert)
+    asked_for = {word.partition("/")[0] for word in words} | ({"bert"} if "rows.jsonl" in case.command else set())
+    wanted = {name: models(name) for name in MODELS if name in asked_for}
+    lay_out(tmp_path, digits, wanted, output if " out/" in case.command else None)
     if case.name in WORLDS:
         WORLDS[case.name](tmp_path)
     before = files(tmp_path)

@@ -203,6 +203,7 @@ changed("a weight that is missing", lambda old: {key: old[key] for key in old if
 changed("weights that are not finite", lambda old: {**old, "output.bias": np.full(10, np.nan, np.float32)})
 settings("an unknown kind of model", "bert/config.json", model_type="berd")
 settings("a model without a head", "bert/config.json", architectures=["BertModel"])
+settings("a model without a head, and no word of it", "bare/config.json", architectures=None)
 settings("a class that is not there", "bert/config.json", architectures=["BertForNothing"])
 settings("a model with code of its own", "bert/config.json", auto_map={"AutoModel": "code.Model"}, model_type="mine")
 changed(

@@ -213,8 +213,8 @@ put(
 )
 
 # language models
-settings("a tokenizer without a mask", "bert/tokenizer_config.json", mask_token=None)
-settings("a tokenizer without an end", "bert/tokenizer_config.json", eos_token=None, sep_token=None)
+settings("a tokenizer without a mask", "masked/tokenizer_config.json", mask_token=None)
+settings("a tokenizer without an end", "gpt/tokenizer_config.json", eos_token=None, sep_token=None)
 put("texts of nothing", "texts.txt", "\n")
 
 
