@@ -114,8 +114,8 @@ def compare(
     from sapp_cli.cli.tables import stdout
     from sapp_cli.comparing.cells import Budget, Store
     from sapp_cli.comparing.files import write_files
+    from sapp_cli.comparing.results import make_table
     from sapp_cli.comparing.runs import run_cells
-    from sapp_cli.comparing.table import make_table
     from sapp_cli.errors import Interrupted, UsageError
     from sapp_cli.training.interruption import graceful_stop
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sapp_cli.comparing.cells import OUTCOMES, Budget, Cell, Record, Store
-from sapp_cli.comparing.table import chosen_metric
+from sapp_cli.comparing.results import chosen_metric
 from sapp_cli.errors import DataError, SappError, UsageError
 from sapp_cli.report.run import read_run
 from sapp_cli.report.wording import metric_text, span_text

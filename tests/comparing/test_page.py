@@ -11,7 +11,8 @@ from sapp_cli.comparing.cells import Budget, Cell, Variant
 from sapp_cli.comparing.figures import PLOTS, draw_plots
 from sapp_cli.comparing.files import NAMES, write_files
 from sapp_cli.comparing.page import command_line, html_comparison
-from sapp_cli.comparing.table import Failure, Result, Row, Table, with_best
+from sapp_cli.comparing.results import with_best
+from sapp_cli.comparing.table import Failure, Result, Row, Table
 from tests.report.pages import Page, assert_self_contained
 
 BUDGET = Budget(Path("nets/my net"), "digits", ("optimizer.lr=1e-3",), {"train.steps": ("--steps", 60)})

@@ -8,7 +8,8 @@ import pytest
 from sapp_cli.cli.compare import print_table
 from sapp_cli.comparing.cells import Cell, Record, Store, Variant
 from sapp_cli.comparing.figures import draw_plots
-from sapp_cli.comparing.table import Failure, Result, Row, Table, make_table, value_text, with_best
+from sapp_cli.comparing.results import make_table, with_best
+from sapp_cli.comparing.table import Failure, Result, Row, Table, value_text
 from sapp_cli.errors import SappError, UsageError
 from tests.report.outputs import write_output
 
