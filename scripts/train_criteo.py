@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from sapp_cli.inputs.criteo import load_criteo_data
 from sapp_cli.inputs.criteo_network import criteo_network
 from sapp_cli.inputs.data import DataSets
-from sapp_cli.recipe.schema import DataSection, ObjectiveSection
+from sapp_cli.recipe.data_section import DataSection
+from sapp_cli.recipe.schema import ObjectiveSection
 from sapp_cli.training.batches import BatchPlan, training_batches
 from sapp_cli.training.evaluation import evaluate
 from sapp_cli.training.objectives import make_objective

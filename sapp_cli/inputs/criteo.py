@@ -18,7 +18,7 @@ from sapp_cli.inputs.criteo_files import Lines, count_lines
 from sapp_cli.inputs.criteo_text import Chunk, Columns
 from sapp_cli.inputs.files import find_files, place
 from sapp_cli.inputs.rows import TARGETS, Batch, DataSets, Row, stack_rows
-from sapp_cli.recipe.schema import DataSection
+from sapp_cli.recipe.data_section import DataSection
 
 ENOUGH = 1 << 16  # lines of a window where nothing is shuffled
 

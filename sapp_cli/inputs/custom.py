@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 from sapp_cli.errors import SourceError
 from sapp_cli.inputs.files import hint
 from sapp_cli.inputs.rows import DataSets, Row, stack_rows
+from sapp_cli.recipe.data_section import DataSection
 from sapp_cli.recipe.factory import call_factory
-from sapp_cli.recipe.schema import DataSection
 
 KEY = "data.factory"
 PARTS = ("train", "validation")

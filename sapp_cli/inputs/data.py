@@ -16,7 +16,8 @@ from sapp_cli.inputs.criteo import load_criteo_data
 from sapp_cli.inputs.custom import load_custom_data
 from sapp_cli.inputs.rows import Batch, DataSets, Row
 from sapp_cli.inputs.tensors import load_tensor_data
-from sapp_cli.recipe.schema import DataSection, ObjectiveSection
+from sapp_cli.recipe.data_section import DataSection
+from sapp_cli.recipe.schema import ObjectiveSection
 
 __all__ = ["Batch", "DataSets", "Row", "load_data"]
 

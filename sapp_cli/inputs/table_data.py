@@ -27,7 +27,8 @@ from sapp_cli.inputs.tables import (
     require_filled,
 )
 from sapp_cli.inputs.tokens import TextRows, load_tokenizer, pack, padding, require_positions
-from sapp_cli.recipe.schema import DataSection, ObjectiveSection
+from sapp_cli.recipe.data_section import DataSection
+from sapp_cli.recipe.schema import ObjectiveSection
 
 LABELLED = ("classification", "regression", "binary")
 LANGUAGE = ("causal-lm", "masked-lm")

@@ -15,7 +15,7 @@ from sapp_cli.errors import DataError, SettingError, SourceError
 from sapp_cli.inputs.files import hint, place
 from sapp_cli.inputs.holdout import digest
 from sapp_cli.inputs.offline import offline_datasets
-from sapp_cli.recipe.schema import ColumnsSection
+from sapp_cli.recipe.data_section import ColumnsSection
 
 ENDINGS = {
     ".parquet": "parquet",

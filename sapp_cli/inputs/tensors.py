@@ -21,7 +21,8 @@ from sapp_cli.errors import DataError, SettingError
 from sapp_cli.inputs.files import find_files, hint, place
 from sapp_cli.inputs.holdout import digest, hold_out
 from sapp_cli.inputs.rows import TARGETS, DataSets, Row, Targets, stack_rows
-from sapp_cli.recipe.schema import DataSection, ObjectiveSection
+from sapp_cli.recipe.data_section import DataSection
+from sapp_cli.recipe.schema import ObjectiveSection
 
 UNLABELLED = ("embedding-distillation", "factory")
 """Tasks that do without targets. A causal LM without them predicts its inputs."""

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sapp_cli.recipe.names import KeyPath, joined, nearest
-from sapp_cli.recipe.schema import FACTORY, PATH, Recipe
+from sapp_cli.recipe.paths import FACTORY, PATH
+from sapp_cli.recipe.schema import Recipe
 from sapp_cli.recipe.trainer_names import TRAINER_NAMES
 
 

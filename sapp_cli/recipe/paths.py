@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationInfo
 
 
 def resolve_path(value: str, context: Mapping[str, Any] | None) -> str:
@@ -23,3 +25,19 @@ def resolve_factory(value: str, context: Mapping[str, Any] | None) -> str:
     """`file.py:callable` with the file resolved; `package.module:callable` as it is."""
     place, _, name = value.rpartition(":")
     return f"{resolve_path(place, context)}:{name}" if place.endswith(".py") else value
+
+
+def _path(value: str, info: ValidationInfo) -> str:
+    return resolve_path(value, info.context)
+
+
+def _factory(value: str, info: ValidationInfo) -> str:
+    return resolve_factory(value, info.context)
+
+
+PATH = AfterValidator(_path)
+FACTORY = AfterValidator(_factory)
+RecipePath = Annotated[str, Field(min_length=1), PATH]
+"""A path, relative to the recipe's file."""
+Factory = Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$"), FACTORY]
+"""`package.module:callable`, or `file.py:callable` with the file relative to the recipe's."""

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from sapp_cli.recipe.keys import flat, marks_of, section_in
 from sapp_cli.recipe.names import joined
-from sapp_cli.recipe.schema import FACTORY, PATH
+from sapp_cli.recipe.paths import FACTORY, PATH
 
 
 def choices(annotation: Any) -> tuple[str, ...]:

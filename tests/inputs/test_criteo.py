@@ -15,7 +15,7 @@ from sapp_cli.inputs import criteo_files
 from sapp_cli.inputs.criteo import CriteoRows, load_criteo_data
 from sapp_cli.inputs.criteo_files import Lines, count_lines
 from sapp_cli.inputs.criteo_text import Chunk
-from sapp_cli.recipe.schema import DataSection
+from sapp_cli.recipe.data_section import DataSection
 from sapp_cli.training.batches import BatchPlan, evaluation_batches, training_batches
 from scripts import make_criteo
 

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from sapp_cli.errors import DataError, UsageError
 from sapp_cli.inputs.data import load_data
 from sapp_cli.inputs.rows import StreamedRows
-from sapp_cli.recipe.schema import DataSection, ObjectiveSection
+from sapp_cli.recipe.data_section import DataSection
+from sapp_cli.recipe.schema import ObjectiveSection
 
 
 @pytest.fixture(autouse=True)

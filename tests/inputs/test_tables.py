@@ -6,7 +6,7 @@ from PIL import Image
 from sapp_cli.errors import DataError, UsageError
 from sapp_cli.inputs.labels import model_classes, read_targets
 from sapp_cli.inputs.tables import choose_columns, file_format, read_table, require_columns
-from sapp_cli.recipe.schema import ColumnsSection
+from sapp_cli.recipe.data_section import ColumnsSection
 
 
 def table_of(path, text, format_name=None):

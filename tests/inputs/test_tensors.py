@@ -5,7 +5,8 @@ from safetensors.torch import save_file
 
 from sapp_cli.errors import DataError, UsageError
 from sapp_cli.inputs.data import load_data
-from sapp_cli.recipe.schema import DataSection, ObjectiveSection
+from sapp_cli.recipe.data_section import DataSection
+from sapp_cli.recipe.schema import ObjectiveSection
 
 
 def load(train, validation=None, task="classification", **settings):
