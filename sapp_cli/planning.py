@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.core.schedule import Phase, PhaseSchedule, Span
 from sapp_cli.inputs.models import LoadedModel
-from sapp_cli.layers import AttachedLayer, Layer
+from sapp_cli.layers import AttachedLayer, Layer, RuleMatches, rule_matches
 from sapp_cli.outputs.manifest import phases_json
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.sparsity import LayerFacts, SparsityReport, expected_counts, make_report
@@ -30,6 +30,7 @@ class Plan:
     spans: tuple[Span, ...]  # the timetable as shares of the run
     schedule: PhaseSchedule | None  # and in steps; None where they follow from epochs over data that is not there
     memory: dict[str, int]  # bytes
+    rules: list[RuleMatches]
     allocation: str = "uniform"  # with another one the layers' counts set the budget and say not what each will keep
 
     @property
@@ -51,7 +52,8 @@ class Plan:
             "steps": self.schedule.steps if self.schedule else None,
             "phases": phases_json(self.schedule) if self.schedule else None,
         }
-        return {**self.report.as_json(), "targets": self.targets, "schedule": schedule, "memory": self.memory}
+        decided = {"targets": self.targets, "rules": list(map(asdict, self.rules)), "schedule": schedule}
+        return {**self.report.as_json(), **decided, "memory": self.memory}
 
 
 def make_plan(
@@ -72,7 +74,8 @@ def make_plan(
     report = make_report(facts, expected_counts(kept), parameters, parameters, size)
     spans = recipe.prune.settings.spans(recipe.prune.timetable)
     memory = expected_memory(loaded, layers, spans, recipe)
-    return Plan(layers, report, spans, schedule, memory, recipe.prune.resolved_allocation)
+    rules = rule_matches(layers, recipe.prune)
+    return Plan(layers, report, spans, schedule, memory, rules, recipe.prune.resolved_allocation)
 
 
 def layer_facts(

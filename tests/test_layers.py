@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sapp_cli.errors import SettingError
-from sapp_cli.layers import decide_layers
+from sapp_cli.layers import decide_layers, rule_matches
 from sapp_cli.recipe.prune_section import PruneSection
 
 
@@ -72,6 +72,21 @@ def test_the_first_rule_that_matches_wins():
     assert float(layers["first.weight"].sparsity) == 0.75
     assert layers["small.weight"].pruned
     assert (layers["conv.weight"].pruned, layers["conv.weight"].reason) == (False, "its target sparsity is 0")
+
+
+def test_rules_say_what_they_match_and_what_was_decided_before():
+    patterns = ["first*", "*.weight", "small", "conv.weight", "rnn*"]
+    rules = [{"match": pattern, "sparsity": 0.25} for pattern in patterns]
+    section = PruneSection.model_validate({"block_size": 4, "min_blocks": 1, "rules": rules})
+    found = rule_matches(decide_layers(Model(), section), section)
+    # embed (and head with it), first, small, narrow, conv, up and experts are called weight; the GRU has two matrices
+    assert [(rule.pattern, rule.weights, rule.taken) for rule in found] == [
+        ("first*", 1, 0),
+        ("*.weight", 7, 1),
+        ("small", 1, 1),
+        ("conv.weight", 1, 1),
+        ("rnn*", 2, 0),
+    ]
 
 
 def test_rules_may_use_the_names_of_the_checkpoint():

@@ -132,7 +132,9 @@ def test_a_plan_and_a_report_show_the_multiply_adds(sapp, digits, tmp_path):
         "allocation multiply-adds: the pruned layers' blocks above are their budget together; training decides where they go"
         in shown
     )
+    assert "\nrule 'output.weight': matches 1 of 3 weights\n" in shown
     planned = plan(sapp, digits, "--json").json
+    assert planned["rules"] == [{"pattern": "output.weight", "weights": 1, "taken": 0}]
     figures = {layer["name"]: (layer["multiply_adds"], layer["kept_multiply_adds"]) for layer in planned["layers"]}
     assert figures == {
         "hidden1.weight": (32_768, 51 * 64),

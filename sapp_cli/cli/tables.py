@@ -52,6 +52,11 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None) -
             f"allocation {plan.allocation}: the pruned layers' blocks above are their budget together; training decides where "
             "they go"
         )
+    for rule in plan.rules:
+        taken = f", {rule.taken} of them decided by an earlier rule" if rule.taken else ""
+        console.print(
+            f"rule '{rule.pattern}': matches {rule.weights} of {len(plan.layers)} weights{taken}", markup=False
+        )
     console.print()
     console.print(_timetable(plan))
     console.print()

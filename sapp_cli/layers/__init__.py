@@ -1,7 +1,7 @@
 """Which weights of a model are pruned and why the others are not; masked weights in the live model; folding them."""
 
 from sapp_cli.layers.attached import AttachedLayer, attach
-from sapp_cli.layers.decisions import Layer, decide_layers, is_hf_conv1d, matrix_layout
+from sapp_cli.layers.decisions import Layer, RuleMatches, decide_layers, is_hf_conv1d, matrix_layout, rule_matches
 from sapp_cli.layers.folding import FoldedState
 from sapp_cli.layers.masked_weight import KeptBlocks, MaskedWeight
 from sapp_cli.layers.rows import held, put, rows_held, whole
@@ -12,6 +12,7 @@ __all__ = [
     "KeptBlocks",
     "Layer",
     "MaskedWeight",
+    "RuleMatches",
     "attach",
     "decide_layers",
     "held",
@@ -19,5 +20,6 @@ __all__ = [
     "matrix_layout",
     "put",
     "rows_held",
+    "rule_matches",
     "whole",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -71,6 +71,25 @@ def decide_layers(
         problem = f"no layer would be pruned: {why or 'the model has no Linear or convolution weight'}; {advice}"
         raise SettingError([("prune", problem)])
     return layers
+
+
+@dataclass(frozen=True)
+class RuleMatches:
+    """How many weights one of `prune.rules` matches, and how many of them an earlier rule decides about."""
+
+    pattern: str
+    weights: int
+    taken: int
+
+
+def rule_matches(layers: Sequence[Layer], settings: PruneSection) -> list[RuleMatches]:
+    """Of each rule, in the recipe's order."""
+    found = []
+    for index, rule in enumerate(settings.rules):
+        matched = [layer for layer in layers if _matches(rule, layer)]
+        taken = sum(any(_matches(earlier, layer) for earlier in settings.rules[:index]) for layer in matched)
+        found.append(RuleMatches(rule.match, len(matched), taken))
+    return found
 
 
 def _weights(model: nn.Module, stored_names: Mapping[str, str]) -> Iterator[Layer]:

@@ -37,6 +37,17 @@ def sparsity_schema() -> dict[str, Any]:
                 {"prunable_sparsity": SHARE, "sparsity": SHARE},
                 "`plan` only: what the targets come to before blocks are counted in whole numbers",
             ),
+            "rules": {
+                "description": "`plan` only: what each of prune.rules matches",
+                "type": "array",
+                "items": _strict(
+                    {
+                        "pattern": TEXT,
+                        "weights": _about(COUNT, "that it matches"),
+                        "taken": _about(COUNT, "of them, that an earlier rule decides about"),
+                    }
+                ),
+            },
             "schedule": _strict(_schedule(), "`plan` only: the timetable"),
             "memory": {
                 "description": "`plan` only: bytes that a run holds, by purpose; total: the most at once",
