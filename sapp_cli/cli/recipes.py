@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from sapp_cli.cli.completion import complete_shipped
-from sapp_cli.cli.options import JsonOption
+from sapp_cli.cli.notes import describe, sayer
+from sapp_cli.cli.options import JsonOption, QuietOption, VerboseOption
 
 app = typer.Typer(
     help="List and copy the shipped recipes, or begin one for a checkpoint",
@@ -19,12 +20,15 @@ app = typer.Typer(
 
 
 @app.command("ls")
-def list_recipes(as_json: JsonOption = False) -> None:
+def list_recipes(quiet: QuietOption = False, verbose: VerboseOption = False, as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
     from sapp_cli.cli.tables import print_recipes, stdout
     from sapp_cli.recipe.shipped import shipped_recipes
 
     found = shipped_recipes()
+    more = sayer(quiet or not verbose)
+    for recipe in found:
+        more(f"{recipe.name}: {recipe.path}")
     if as_json:
         rows = [{"name": recipe.name, "title": recipe.title, "path": str(recipe.path)} for recipe in found]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -44,6 +48,8 @@ def copy(
         Path, typer.Argument(metavar="DESTINATION", help="Folder, or name of the new .yaml file.")
     ] = Path(),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Copy a shipped recipe, and the Python file it names, to change it.
@@ -51,8 +57,9 @@ def copy(
     \b
     sapp recipes cp digits my-recipe.yaml
     """
-    from sapp_cli.recipe.shipped import copy_recipe
+    from sapp_cli.recipe.shipped import copy_recipe, find_recipe
 
+    sayer(quiet or not verbose)(f"from {find_recipe(name)}")
     written = [str(path) for path in copy_recipe(name, destination, overwrite)]
     print(json.dumps({"written": written}, indent=2, ensure_ascii=False) if as_json else "\n".join(written))
 
@@ -73,6 +80,8 @@ def init(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a commented recipe for a checkpoint: its task, blocks that fit, the data section to fill in.
@@ -91,6 +100,7 @@ def init(
         raise UsageError(f"{out}: exists already; give another name with -o, or --overwrite to replace it")
     if out is not None:
         require_folder(out)
+    describe(checkpoint, quiet, verbose)
     text = starter_recipe(open_checkpoint(checkpoint))
     written = []
     if out is not None:
@@ -107,8 +117,10 @@ def init(
 
 
 @app.command("schema")
-def schema() -> None:
-    """Print the JSON Schema of recipes, for editors."""
+def schema(quiet: QuietOption = False, verbose: VerboseOption = False, _as_json: JsonOption = False) -> None:
+    """Print the JSON Schema of recipes, for editors; it is JSON with and without --json."""
+    from sapp_cli._version import __version__
     from sapp_cli.recipe.schema import recipe_schema
 
+    sayer(quiet or not verbose)(f"recipes of sapp {__version__}")
     print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))

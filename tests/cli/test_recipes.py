@@ -86,3 +86,14 @@ def test_listing_and_copying(sapp, tmp_path):
     assert (tmp_path / "recipe.schema.json").read_text() == sapp("recipes", "schema").out
     names = ("mine.yaml", "digits.py", "recipe.schema.json")
     assert ran.out.splitlines() == [str(tmp_path / name) for name in names]
+
+
+@pytest.mark.parametrize("verb", [("ls",), ("cp", "digits"), ("init", "net.safetensors"), ("schema",)], ids=" ".join)
+def test_more_is_said_on_stderr_when_asked(sapp, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    save_file({"weight": np.zeros((64, 64), np.float32)}, tmp_path / "net.safetensors")
+    rest = ("--overwrite",) if verb[0] == "cp" else ()
+    ran, talkative, both = (sapp("recipes", *verb, *rest, *flags) for flags in ((), ("-v",), ("-v", "-q")))
+    assert ran.out == talkative.out == both.out
+    assert ran.err == both.err == ""
+    assert talkative.err

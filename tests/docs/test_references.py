@@ -66,6 +66,12 @@ def test_every_verb_that_takes_a_path_has_an_example() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_can_be_quiet_talkative_and_a_document(name: str) -> None:
+    flags = {flag for option in VERBS[name].params for flag in option.opts}
+    assert {"--quiet", "-q", "--verbose", "-v", "--json"} <= flags
+
+
 @pytest.mark.parametrize(
     "command", [*dict.fromkeys([*map(bare, EXAMPLES), *(line for page in PAGES for line in shown_commands(page))])]
 )
