@@ -93,6 +93,7 @@ def test_more_is_said_on_stderr_when_asked(sapp, tmp_path, monkeypatch, verb):
     monkeypatch.chdir(tmp_path)
     save_file({"weight": np.zeros((64, 64), np.float32)}, tmp_path / "net.safetensors")
     rest = ("--overwrite",) if verb[0] == "cp" else ()
+    sapp("recipes", *verb, *rest)  # afterwards everything is there already
     ran, talkative, both = (sapp("recipes", *verb, *rest, *flags) for flags in ((), ("-v",), ("-v", "-q")))
     assert ran.out == talkative.out == both.out
     assert ran.err == both.err == ""
