@@ -107,6 +107,13 @@ class Pruner:
         kept = sum(int(keep.sum()) for keep in self.masks.values())
         return 1 - kept / sum(keep.numel() for keep in self.masks.values())
 
+    @property
+    def sparsities(self) -> dict[str, float]:
+        """{layer's name in the checkpoint: share of its blocks that is removed right now}."""
+        return {
+            self.attached[name].layer.stored: 1 - int(keep.sum()) / keep.numel() for name, keep in self.masks.items()
+        }
+
     @torch.no_grad()
     def attention_ranges(self) -> dict[str, tuple[float, float]]:
         """{layer name: least and greatest A of its kept blocks}, before the clamp, for methods that train A."""

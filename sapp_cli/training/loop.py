@@ -52,6 +52,7 @@ class StepRecord:
     # Where a phase begins: least and greatest A of any kept block, and for a sparse phase after the first the share of its kept
     # blocks that the one before had not.
     attention: tuple[float, float] | None = None
+    layers: dict[str, float] | None = None  # there and at the last step: {layer: share of its blocks removed}
     exchanged: float | None = None
 
     def is_logged(self, every: int) -> bool:
@@ -71,6 +72,7 @@ class StepRecord:
             "learning_rate": self.learning_rate,
             "seconds": round(self.seconds, 3),
             **({} if self.attention is None else {"attention": list(self.attention)}),
+            **({} if self.layers is None else {"layers": self.layers}),
             **({} if self.exchanged is None else {"exchanged": self.exchanged}),
             **({"metrics": self.metrics} if self.metrics else {}),
         }
@@ -189,6 +191,7 @@ def train(
                     seconds=time.perf_counter() - began,
                     metrics=metrics,
                     attention=(min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
+                    layers=pruner.sparsities if moment.begins or done == steps else None,
                     exchanged=pruner.exchanged if moment.begins and moment.phase is Phase.SPARSE else None,
                 )
             )

@@ -70,13 +70,10 @@ class Trackers:
             self._accelerator.log({f"metrics/{name}": value for name, value in metrics.items()}, step=step)
 
     def _of_layers(self) -> dict[str, float]:
-        values = {}
-        ranges = self._pruner.attention_ranges()
-        for name, keep in self._pruner.masks.items():
+        values = {f"sparsity/{stored}": share for stored, share in self._pruner.sparsities.items()}
+        for name, (low, high) in self._pruner.attention_ranges().items():
             stored = self._pruner.attached[name].layer.stored
-            values[f"sparsity/{stored}"] = 1 - float(keep.float().mean())
-            if name in ranges:
-                values[f"attention_min/{stored}"], values[f"attention_max/{stored}"] = ranges[name]
+            values |= {f"attention_min/{stored}": low, f"attention_max/{stored}": high}
         return values
 
 

@@ -100,6 +100,16 @@ def test_metrics_jsonl_has_the_range_of_a_and_the_share_exchanged(tmp_path):
     assert 0 <= lines[16]["exchanged"] < 1
 
 
+def test_metrics_jsonl_has_each_layer_where_a_phase_begins_and_at_the_end(tmp_path):
+    _, told, lines = watched(tmp_path)
+    layers = {line["step"]: line["layers"] for line in lines if "layers" in line}
+    assert list(layers) == [1, 3, 6, 8, 11, 17, 20]
+    assert set(layers[1].values()) == {0.0}
+    assert layers[20]["first.weight"] == 0.5
+    for step, sparsities in layers.items():
+        assert {f"sparsity/{name}": share for name, share in sparsities.items()}.items() <= told[step].items()
+
+
 def test_the_share_exchanged_by_hand():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
     with torch.no_grad():
