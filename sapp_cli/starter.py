@@ -21,66 +21,76 @@ EMBEDDINGS = ("embed", "wte", "wpe", "position_ids")
 
 @dataclass(frozen=True)
 class Task:
-    """What a class of models is trained for, and where its data usually lies."""
+    """What a class of models is trained for, and where its data usually lies: lines of the sections objective and data."""
 
     name: str
-    metric: str
     data: str
-    settings: str = ""
+    objective: Sequence[str] = (
+        "  distill: {weight: 0.5}          # half of the loss: to answer as the dense model does; a second model in memory",
+    )
 
 
-TEXT = "  files:\n    train: train.{ending}          # {what}\n    validation: validation.{ending}\n"
-TASKS: Sequence[tuple[tuple[str, ...], Task]] = (
+FILES = "  files:\n    train: train.{ending}          # {what}\n    validation: validation.{ending}"
+TEXT = "  format: text\n" + FILES
+TENSORS = "  source: tensors\n  files:\n    train: train.npz              # {what}\n    validation: validation.npz"
+IMAGES = "  format: imagefolder\n  files:\n    train: train                  # {what}\n    validation: validation"
+POOLING = ("  pooling: mean                   # or cls",)
+
+TEXT_CLASSIFICATION = Task(
+    "classification", FILES.format(ending="jsonl", what='lines {"text": …, "label": …}; csv and parquet too')
+)
+IMAGE_CLASSIFICATION = Task("classification", IMAGES.format(what="one subfolder a class"))
+TENSOR_CLASSIFICATION = Task("classification", TENSORS.format(what="arrays `inputs` and `targets`; safetensors too"))
+AUDIO_CLASSIFICATION = Task(
+    "classification", TENSORS.format(what="arrays `inputs`, as the model's processor makes them, and `targets`")
+)
+CAUSAL_LM = Task("causal-lm", TEXT.format(ending="txt", what="plain text") + "\n  max_length: 512")
+MASKED_LM = Task("masked-lm", TEXT.format(ending="txt", what="plain text"))
+TEXT_EMBEDDING = Task(
+    "embedding-distillation", TEXT.format(ending="txt", what="one sentence a line; no labels are needed"), POOLING
+)
+IMAGE_EMBEDDING = Task("embedding-distillation", IMAGES.format(what="no labels are needed"), POOLING)
+YOURS = Task(
+    "factory",
+    TENSORS.format(what="arrays named as your function wants them; or `source: factory`"),
     (
-        ("ForSequenceClassification",),
-        Task(
-            "classification",
-            "accuracy",
-            TEXT.format(ending="jsonl", what='lines {"text": …, "label": …}; csv and parquet too'),
-        ),
-    ),
-    (
-        ("ForCausalLM", "LMHeadModel"),
-        Task(
-            "causal-lm",
-            "perplexity",
-            "  format: text\n" + TEXT.format(ending="txt", what="plain text") + "  max_length: 512\n",
-        ),
-    ),
-    (
-        ("ForMaskedLM",),
-        Task("masked-lm", "perplexity", "  format: text\n" + TEXT.format(ending="txt", what="plain text")),
-    ),
-    (
-        ("ForImageClassification",),
-        Task(
-            "classification",
-            "accuracy",
-            "  format: imagefolder\n"
-            "  files:\n    train: train                  # one subfolder a class\n    validation: validation\n",
-        ),
-    ),
-    (
-        ("Model",),
-        Task(
-            "embedding-distillation",
-            "cosine to the dense encoder",
-            "  format: text\n" + TEXT.format(ending="txt", what="one sentence a line; no labels are needed"),
-        ),
+        "  factory: objective.py:loss      # a function of yours, in a file beside this one:",
+        '                                  # (model, batch) -> {"loss": tensor, "metrics": {name: (sum, count)}}',
+        "  higher_is_better: {}            # of each metric",
     ),
 )
-TENSORS = Task(
-    "classification",
-    "accuracy",
-    "  source: tensors\n  files:\n    train: train.npz              # arrays `inputs` and `targets`; safetensors too\n"
-    "    validation: validation.npz\n",
-)
+
+SPEECH = ("num_mel_bins", "feat_extract_norm", "feature_projection_input_dim", "audio_config")
+"""Keys of config.json that only models of sound have."""
+IMAGE = ("image_size", "num_channels", "patch_size")
+HEADED = ("HeadsModel", "EncoderDecoderModel", "WithLMHeadModel")
+"""Classes that are called models and have a head."""
+
+
+def _task(config: Mapping[str, Any] | None) -> Task:
+    """By the class's name; where that says the same of text, images and sound, by what else config.json has."""
+    architecture = _architecture(config)
+    if config is None or architecture is None:
+        return TENSOR_CLASSIFICATION
+    hears, sees = any(key in config for key in SPEECH), any(key in config for key in IMAGE)
+    if architecture.endswith(("ForSequenceClassification", "ForAudioClassification")):
+        return AUDIO_CLASSIFICATION if hears else TEXT_CLASSIFICATION
+    if architecture.endswith("ForImageClassification"):
+        return IMAGE_CLASSIFICATION
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return CAUSAL_LM
+    if architecture.endswith("ForMaskedLM"):
+        return MASKED_LM
+    is_bare = architecture.endswith("Model") and not architecture.endswith(HEADED)
+    if is_bare and not hears and "vision_config" not in config:
+        return IMAGE_EMBEDDING if sees else TEXT_EMBEDDING
+    return YOURS
 
 
 def starter_recipe(checkpoint: Checkpoint) -> str:
     """The text of a recipe that `sapp plan` accepts for this checkpoint as it is; its comments say what to fill in."""
     architecture = _architecture(checkpoint.config)
-    task = next((task for endings, task in TASKS if architecture and architecture.endswith(endings)), TENSORS)
+    task = _task(checkpoint.config)
     shares = {block: _share(checkpoint, block) for block in BLOCKS}
     block = _block(shares)
     lines = [
@@ -99,12 +109,12 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
         ]
     lines += [
         "data:",
-        task.data.rstrip("\n"),
+        task.data,
         "  batch_size: 32",
         "",
         "objective:",
         f"  task: {task.name}",
-        *_distillation(task),
+        *task.objective,
     ]
     lines += [
         "",
@@ -136,14 +146,6 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
             for name in outputs
         ]
     return "\n".join(lines) + "\n"
-
-
-def _distillation(task: Task) -> list[str]:
-    if task.name == "embedding-distillation":
-        return ["  pooling: mean                   # or cls"]
-    return [
-        "  distill: {weight: 0.5}          # half of the loss: to answer as the dense model does; a second model in memory"
-    ]
 
 
 def _architecture(config: Mapping[str, Any] | None) -> str | None:

@@ -221,7 +221,9 @@ def _map_names(
             raise CheckpointError(f"{checkpoint.path}: '{not_finite[0]}' holds values that are not finite")
         raise CheckpointError(
             f"{checkpoint.path}: {type(model).__name__} keeps {_some(lost)} in another form than the checkpoint, so "
-            "a pruned weight could not be written back; load and save the model once with its library"
+            "a pruned weight could not be written back. Load and save the model once with its library; where it takes the "
+            "weights apart again on saving, as those of experts, name a callable whose parameters are called as in the "
+            "checkpoint: model.factory: file.py:function"
         )
     return names
 

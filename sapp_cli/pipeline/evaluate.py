@@ -37,7 +37,7 @@ def evaluate_checkpoint(
         if settings.objective.task == "embedding-distillation" and run.teacher is None:
             problem = f"{settings.objective.task} compares with a dense checkpoint; name it with --teacher"
             raise SettingError([("objective.task", problem)])
-        check_fits(run.objective, run.loaded.model, run.data)
+        check_fits(run.objective, run.loaded.model, run.data, trains=False)
         meet()  # whoever could not set up is gone by now
         metrics = run.evaluate(run.loaded.model, run.teacher)
         return metrics if is_main() else None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import transformers
 import yaml
 from safetensors.numpy import save_file
 
@@ -30,6 +31,93 @@ def test_plan_accepts_a_new_recipe_as_it_is(sapp, tmp_path, make, task, output_l
     assert plan.code == 0, plan.err
     dense = {layer["name"] for layer in plan.json["layers"] if layer["reason"].startswith("rule")}
     assert dense == set(output_layers)
+
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
+T5 = (
+    "T5ForConditionalGeneration",
+    {
+        "d_model": 64,
+        "d_ff": 256,
+        "d_kv": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "vocab_size": 60,
+        "decoder_start_token_id": 0,
+    },
+)
+SOUND = ("Wav2Vec2ForSequenceClassification", {**SMALL, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "task", "data"),
+    [
+        (*T5, "factory", {"source": "tensors"}),
+        ("BertForTokenClassification", {**SMALL, "vocab_size": 60}, "factory", {"source": "tensors"}),
+        (*SOUND, "classification", {"source": "tensors"}),
+        ("ViTModel", {**SMALL, "image_size": 16, "patch_size": 8}, "embedding-distillation", {"format": "imagefolder"}),
+        ("BertModel", {**SMALL, "vocab_size": 60}, "embedding-distillation", {"format": "text"}),
+        (
+            "CLIPModel",
+            {"text_config": SMALL, "vision_config": {**SMALL, "image_size": 32}},
+            "factory",
+            {"source": "tensors"},
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_model_takes_and_gives_decides_on_the_data(sapp, tmp_path, architecture, settings, task, data):
+    cls = getattr(transformers, architecture)
+    cls(cls.config_class(**settings)).save_pretrained(tmp_path / "model")
+    recipe = tmp_path / "new.yaml"
+    assert sapp("recipes", "init", tmp_path / "model", "-o", recipe).code == 0
+    begun = yaml.safe_load(recipe.read_text())
+    assert begun["objective"]["task"] == task
+    assert {key: begun["data"].get(key) for key in data} == data
+    planned = sapp("plan", tmp_path / "model", "-r", recipe)
+    assert planned.code == 0, planned.err
+
+
+LOSS = """
+def loss(model, batch):
+    answer = model(input_ids=batch["question"], labels=batch["answer"])
+    return {"loss": answer.loss, "metrics": {"loss": (answer.loss.detach() * len(batch["answer"]), len(batch["answer"]))}}
+"""
+
+
+def test_a_model_of_another_kind_is_pruned_by_its_new_recipe_and_a_loss_of_ones_own(sapp, tmp_path):
+    cls = getattr(transformers, T5[0])
+    cls(cls.config_class(**T5[1])).save_pretrained(tmp_path / "model")
+    recipe = tmp_path / "new.yaml"
+    sapp("recipes", "init", tmp_path / "model", "-o", recipe)
+    (tmp_path / "objective.py").write_text(LOSS)
+    for name, count in (("train", 32), ("validation", 8)):
+        tokens = np.random.default_rng(count).integers(2, 60, (count, 6))
+        np.savez(tmp_path / f"{name}.npz", question=tokens, answer=tokens[:, ::-1].copy())
+    ran = sapp(
+        "prune", tmp_path / "model", "-r", recipe, "-o", tmp_path / "out", "--steps", 20, "--set", "data.batch_size=8"
+    )
+    assert ran.code == 0, ran.err
+    pruned = [layer for layer in sapp("report", tmp_path / "out", "--json").json["layers"] if layer["pruned"]]
+    assert {layer["name"].split(".")[0] for layer in pruned} == {"encoder", "decoder"}
+    assert sum(layer["kept_blocks"] for layer in pruned) / sum(layer["blocks"] for layer in pruned) == pytest.approx(
+        0.2, abs=0.01
+    )
+
+
+def test_a_sound_model_is_pruned_on_its_processors_arrays(sapp, tmp_path):
+    cls = getattr(transformers, SOUND[0])
+    cls(cls.config_class(**SOUND[1])).save_pretrained(tmp_path / "model")
+    recipe = tmp_path / "new.yaml"
+    sapp("recipes", "init", tmp_path / "model", "-o", recipe)
+    noise = np.random.default_rng(0)
+    for name, count in (("train", 32), ("validation", 8)):
+        inputs = noise.normal(size=(count, 4000)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", inputs=inputs, targets=noise.integers(0, 2, count))
+    ran = sapp(
+        "prune", tmp_path / "model", "-r", recipe, "-o", tmp_path / "out", "--steps", 20, "--set", "prune.min_blocks=20"
+    )
+    assert ran.code == 0, ran.err
 
 
 def test_a_bare_file_gets_a_factory_to_fill_in(sapp, tmp_path):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,21 +18,23 @@ from sapp_cli.training.objectives.objective import Objective
 from sapp_cli.training.objectives.supervised import Supervised
 
 
-def check_fits(objective: Objective, model: nn.Module, data: DataSets) -> None:
-    """Run the model on two rows and look at every label; the model and torch's random state are left as they were.
+def check_fits(objective: Objective, model: nn.Module, data: DataSets, *, trains: bool = True) -> None:
+    """Run the model on two rows, as in evaluation and, if it `trains`, as in training, and look at every label.
 
-    Raises DataError naming the row whose label the model cannot give, or the inputs its forward does not take;
-    SettingError for outputs the task cannot use.
+    Some models ask more of the data in training (dropout of time steps wants sounds of a certain length). The model and the
+    random states are left as they were. Raises DataError naming the row whose label the model cannot give, or the inputs its
+    forward does not take; SettingError for outputs the task cannot use.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     rows = [data.train[index] for index in range(min(2, rows_in(data.train)))]
     batch = {key: value.to(device) for key, value in data.collate(rows).items()}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    teacher = model if objective.needs_teacher else None
+    where = ""
+    # A loss of the user's own is asked with gradients: whether it has any shows only then.
+    asks_gradients = isinstance(objective, Custom)
     try:
-        # A loss of the user's own is asked with gradients: whether it has any shows only then.
-        asks_gradients = isinstance(objective, Custom)
-        with torch.set_grad_enabled(asks_gradients), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with _left_as_it_was(model, device), torch.set_grad_enabled(asks_gradients):
+            model.eval()
             _check_inputs(objective, model, batch)
             if isinstance(objective, Supervised):
                 logits = objective.logits(model, batch)
@@ -35,7 +42,11 @@ def check_fits(objective: Objective, model: nn.Module, data: DataSets) -> None:
                     targets = getattr(part, "targets", None)
                     if isinstance(targets, Targets):
                         objective.task.require_targets(targets, logits)
-            objective.loss(model, batch, model if objective.needs_teacher else None)
+            objective.loss(model, batch, teacher)
+            if trains:
+                where = " in training"
+                model.train()
+                objective.loss(model, batch, teacher)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
@@ -43,10 +54,26 @@ def check_fits(objective: Objective, model: nn.Module, data: DataSets) -> None:
             raise
         taken = ", ".join(sorted(Inputs.of(model).names)) or "anything"
         raise DataError(
-            f"the model does not take the data: {type(error).__name__}: {error}\n"
+            f"the model does not take the data{where}: {type(error).__name__}: {error}\n"
             f"  a batch holds {describe_batch(batch)}; {type(model).__name__}.forward takes {taken}"
         ) from error
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Modes, buffers (the running statistics of norms) and random states, of NumPy and Python too, where some models draw."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
     finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
         for module, mode in modes.items():
             module.training = mode
 

@@ -1,5 +1,7 @@
 """Whether model and data go together, seen before the first step."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -32,18 +34,44 @@ def test_what_fits_leaves_no_trace():
 
     class Noise(nn.Module):
         def forward(self, x):
-            return x + torch.rand(())
+            return x + torch.rand(()) + float(np.random.rand()) + random.random()
 
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(), Noise())
     model[2].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torch.get_rng_state()
+    state, others = (
+        torch.get_rng_state(),
+        (np.random.get_state()[1].tolist(), np.random.get_state()[2], random.getstate()),
+    )
     rows = [{"inputs": torch.ones(2), "targets": tensor(label)} for label in (0, 2)]
     check_fits(objective("classification", model, distill={"weight": 0.5}), model, sets(rows, [0, 2]))
     assert all(before[name].equal(value) for name, value in model.state_dict().items())
     assert torch.get_rng_state().equal(state)
+    assert (np.random.get_state()[1].tolist(), np.random.get_state()[2], random.getstate()) == others
     assert (model.training, model[1].training, model[2].training) == (True, True, False)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class LongInTraining(nn.Linear):
+    """Like models of sound that blank out spans of time while they train."""
+
+    def forward(self, x):
+        if self.training and x.shape[1] < 4:
+            raise ValueError("spans are longer than the sound")
+        return super().forward(x)
+
+
+def test_what_only_training_asks_of_the_data_is_asked_before_it():
+    model = LongInTraining(2, 3)
+    rows = sets([{"inputs": torch.ones(2), "targets": tensor(1)}] * 2, [1, 1])
+    check_fits(objective("classification", model), model, rows, trains=False)
+    with pytest.raises(DataError) as error:
+        check_fits(objective("classification", model), model, rows)
+    assert str(error.value) == (
+        "the model does not take the data in training: ValueError: spans are longer than the sound\n"
+        "  a batch holds inputs (2, 2) float32, targets (2,) int64; LongInTraining.forward takes x"
+    )
+    assert model.training
 
 
 @pytest.mark.parametrize("label", [3, -1])

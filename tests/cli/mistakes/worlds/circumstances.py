@@ -103,6 +103,14 @@ put(
 )
 put("a network that returns whole numbers", "digits.py", NET.replace("AXES", ".argmax(1)"))
 put(
+    "a network that asks more in training",
+    "digits.py",
+    NET.replace("AXES", "").replace(
+        "return self.output",
+        "if self.training:\n            raise ValueError('spans are longer than the sound')\n        return self.output",
+    ),
+)
+put(
     "a network that keeps weights in another form",
     "digits.py",
     NET.replace("AXES", "")
