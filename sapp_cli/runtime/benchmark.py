@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,10 +76,7 @@ def _bench(
             kept_dense = load_and_explain(sparse, path)
     replaced = block_sparse_layers(sparse)
     if not replaced:
-        raise UsageError(
-            f"{path}: no layer of this checkpoint is block-sparse, so there is nothing to compare; give an output of "
-            "`sapp prune`, or estimate with --random-mask"
-        )
+        raise UsageError(f"{path}: {_nothing_to_compare(kept_dense)}")
     say(f"{path}: {loaded.description}; {len(replaced)} layers block-sparse")
     models, layers = [], []
     weight_bytes: dict[str, int] = {}
@@ -104,6 +101,18 @@ def _bench(
         weight_bytes=weight_bytes,
         file_bytes=_file_bytes(checkpoint),
     )
+
+
+def _nothing_to_compare(kept_dense: Mapping[str, str]) -> str:
+    if not kept_dense:
+        return (
+            "no layer of this checkpoint is block-sparse, so there is nothing to compare; give an output of "
+            "`sapp prune`, or estimate with --random-mask"
+        )
+    name, why = next(iter(kept_dense.items()))
+    others = len(kept_dense) - 1
+    more = f", and {others} more" if others else ""
+    return f"every pruned layer stays dense, so there is nothing to compare: '{name}', for {why}{more}"
 
 
 def _device(wanted: str) -> str:
