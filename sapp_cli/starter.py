@@ -93,8 +93,9 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
     task = _task(checkpoint.config)
     shares = {block: _share(checkpoint, block) for block in BLOCKS}
     block = _block(shares)
+    trained_for = "a loss of your own" if task is YOURS else task.name
     lines = [
-        f"# {_title(checkpoint, architecture)}: {task.name}, 80 % in {block}×{block} blocks",
+        f"# {_title(checkpoint, architecture)}: {trained_for}, 80 % in {block}×{block} blocks",
         "#",
         "# Look first, without training and without the data:  sapp plan CHECKPOINT -r THIS_FILE",
         "# Then:                                               sapp prune CHECKPOINT -r THIS_FILE -o OUT",
