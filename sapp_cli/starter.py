@@ -11,6 +11,8 @@ from typing import Any
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.grid import BlockGrid, MatrixLayout
+from sapp_cli.inputs import heads
+from sapp_cli.inputs.heads import architecture_of, head_of
 
 BLOCKS = (8, 16, 32, 64)
 MIN_BLOCKS = 100
@@ -63,33 +65,33 @@ YOURS = Task(
 SPEECH = ("num_mel_bins", "feat_extract_norm", "feature_projection_input_dim", "audio_config")
 """Keys of config.json that only models of sound have."""
 IMAGE = ("image_size", "num_channels", "patch_size")
-HEADED = ("HeadsModel", "EncoderDecoderModel", "WithLMHeadModel")
-"""Classes that are called models and have a head."""
+TASKS = {
+    heads.SEQUENCE_CLASSIFICATION: TEXT_CLASSIFICATION,
+    heads.IMAGE_CLASSIFICATION: IMAGE_CLASSIFICATION,
+    heads.CAUSAL_LM: CAUSAL_LM,
+    heads.MASKED_LM: MASKED_LM,
+    heads.NO_HEAD: TEXT_EMBEDDING,
+}
 
 
 def _task(config: Mapping[str, Any] | None) -> Task:
     """By the class's name; where that says the same of text, images and sound, by what else config.json has."""
-    architecture = _architecture(config)
+    architecture = architecture_of(config)
     if config is None or architecture is None:
         return TENSOR_CLASSIFICATION
+    head = head_of(architecture)
     hears, sees = any(key in config for key in SPEECH), any(key in config for key in IMAGE)
-    if architecture.endswith(("ForSequenceClassification", "ForAudioClassification")):
-        return AUDIO_CLASSIFICATION if hears else TEXT_CLASSIFICATION
-    if architecture.endswith("ForImageClassification"):
-        return IMAGE_CLASSIFICATION
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return CAUSAL_LM
-    if architecture.endswith("ForMaskedLM"):
-        return MASKED_LM
-    is_bare = architecture.endswith("Model") and not architecture.endswith(HEADED)
-    if is_bare and not hears and "vision_config" not in config:
-        return IMAGE_EMBEDDING if sees else TEXT_EMBEDDING
-    return YOURS
+    if hears:
+        classifies = head is heads.SEQUENCE_CLASSIFICATION or architecture.endswith("ForAudioClassification")
+        return AUDIO_CLASSIFICATION if classifies else YOURS
+    if head is None or (head is heads.NO_HEAD and "vision_config" in config):
+        return YOURS
+    return IMAGE_EMBEDDING if head is heads.NO_HEAD and sees else TASKS[head]
 
 
 def starter_recipe(checkpoint: Checkpoint) -> str:
     """The text of a recipe that `sapp plan` accepts for this checkpoint as it is; its comments say what to fill in."""
-    architecture = _architecture(checkpoint.config)
+    architecture = architecture_of(checkpoint.config)
     task = _task(checkpoint.config)
     shares = {block: _share(checkpoint, block) for block in BLOCKS}
     block = _block(shares)
@@ -147,11 +149,6 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
             for name in outputs
         ]
     return "\n".join(lines) + "\n"
-
-
-def _architecture(config: Mapping[str, Any] | None) -> str | None:
-    names = (config or {}).get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else None
 
 
 def _title(checkpoint: Checkpoint, architecture: str | None) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.errors import SettingError
-from sapp_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:  # pydantic takes a second, and `recipes init` does without
+    from sapp_cli.recipe.schema import Recipe
 
 ONE_LABEL = ("classification", "regression", "binary")
 
@@ -21,15 +24,27 @@ class Head:
     recipe: str | None
 
 
-HEADS: Sequence[Head] = (
-    Head(("ForSequenceClassification",), ONE_LABEL, "text-classification"),
-    Head(("ForImageClassification",), ONE_LABEL, "image-classification"),
-    Head(("ForCausalLM", "LMHeadModel"), ("causal-lm",), "causal-lm"),
-    Head(("ForMaskedLM",), ("masked-lm",), None),
-    Head(("Model",), ("embedding-distillation",), "sentence-embedding"),  # none: the bare model
-)
+SEQUENCE_CLASSIFICATION = Head(("ForSequenceClassification",), ONE_LABEL, "text-classification")
+IMAGE_CLASSIFICATION = Head(("ForImageClassification",), ONE_LABEL, "image-classification")
+CAUSAL_LM = Head(("ForCausalLM", "LMHeadModel"), ("causal-lm",), "causal-lm")
+MASKED_LM = Head(("ForMaskedLM",), ("masked-lm",), None)
+NO_HEAD = Head(("Model",), ("embedding-distillation",), "sentence-embedding")
+HEADS: Sequence[Head] = (SEQUENCE_CLASSIFICATION, IMAGE_CLASSIFICATION, CAUSAL_LM, MASKED_LM, NO_HEAD)
 OTHERS = ("HeadsModel", "EncoderDecoderModel", "WithLMHeadModel")
 """Classes that are called models and have a head, the last for causal and masked language models alike."""
+
+
+def architecture_of(config: Mapping[str, Any] | None) -> str | None:
+    """The class that config.json names first, if it names one."""
+    names = (config or {}).get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
+
+
+def head_of(architecture: str) -> Head | None:
+    """As the class's name says; None where it says another one, or nothing."""
+    if architecture.endswith(OTHERS):
+        return None
+    return next((head for head in HEADS if architecture.endswith(head.endings)), None)
 
 
 def require_head(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -37,11 +52,10 @@ def require_head(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
     Models of a factory, tasks of one's own and classes unknown here are tried out instead.
     """
-    architectures = (checkpoint.config or {}).get("architectures")
-    if recipe.model.factory is not None or recipe.objective.task == "factory" or not architectures:
+    name, task = architecture_of(checkpoint.config), recipe.objective.task
+    if recipe.model.factory is not None or task == "factory" or name is None:
         return
-    name, task = str(architectures[0]), recipe.objective.task
-    head = None if name.endswith(OTHERS) else next((each for each in HEADS if name.endswith(each.endings)), None)
+    head = head_of(name)
     if head is None or task in head.tasks:
         return
     wanted = " or ".join(f"…{ending}" for each in HEADS if task in each.tasks for ending in each.endings)
