@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -29,18 +29,17 @@ class MachineCode:
 
     def run(self, entry: str, job: bytes, parts: int) -> None:
         """All parts of a job, on as many threads."""
-        if parts == 1:
-            self.parts[entry](job, 0)
-        else:
-            self.share_out(entry, job, parts)
+        self.runner(entry, parts)(job)
 
-    def share_out(self, entry: str, job: bytes, parts: int) -> None:
-        """The same of several parts."""
-        parallel = openmp()
-        if parallel is not None and self.teams:
-            parallel(self.teams[entry], job, parts, 0)
-        else:
-            run_in_pool(self.parts[entry], job, parts)
+    def runner(self, entry: str, parts: int) -> Callable[[bytes], object]:
+        """What `run` does with jobs of so many parts; quicker where it is asked for once and called often."""
+        part = self.parts[entry]
+        if parts == 1:
+            return lambda job: part(job, 0)
+        parallel, team = openmp(), self.teams.get(entry)
+        if parallel is None or team is None:
+            return lambda job: run_in_pool(part, job, parts)
+        return lambda job: parallel(team, job, parts, 0)
 
 
 def load(module: Any, isa: Isa, entries: Sequence[str]) -> MachineCode:

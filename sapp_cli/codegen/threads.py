@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
-LEAST_WORK = 1_000_000
-"""Multiplications that are worth a thread: some twenty microseconds, several times what it costs to bring in another."""
+LEAST_WORK = 200_000
+"""Multiplications that are worth a thread: some four microseconds. Torch's threads wait for work without sleeping, and to bring
+another one in costs one or two."""
 
 
 def threads_worth(work: int, threads: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
@@ -121,15 +122,14 @@ class Kernel:
             shape,
             (*size, self._out),
             self.weight.values.dtype,
-            self._code,
+            self._code.runner(ENTRY, len(parts)) if rows * self._out else _nothing,
             job,
-            len(parts),
             panel_bytes * len(parts),
             (self.weight, *places),
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Plan:
     """The product with one weight for x of one shape."""
 
@@ -138,10 +138,10 @@ class Plan:
     result: tuple[int, ...]
     """Shape of y."""
     dtype: torch.dtype
-    code: MachineCode
+    run: Callable[[bytes], object]
+    """Computes a job, on as many threads as the plan is for."""
     job: bytes
     """JOB of driver.py after the three places, then PART for each part."""
-    parts: int
     scratch: int
     """Bytes of all panels."""
     kept: tuple[object, ...]
@@ -149,18 +149,19 @@ class Plan:
 
     def __call__(self, x: Tensor) -> Tensor:
         """As contiguous memory."""
-        assert x.shape == self.shape, f"x is {tuple(x.shape)}, not {self.shape}"
-        assert x.dtype is self.dtype and x.is_cpu, f"x is {x.dtype} on {x.device}, not {self.dtype}"
+        dtype = self.dtype
+        assert x.shape == self.shape and x.dtype is dtype and x.is_cpu, (
+            f"x is {tuple(x.shape)} of {x.dtype} on {x.device}, not {self.shape} of {dtype}"
+        )
+        # A small product takes a few microseconds, of which each line here is a part: torch.empty is faster without a tuple.
         x = x.resolve_neg().contiguous() if x.is_neg() else x.contiguous()
-        y = torch.empty(self.result, dtype=self.dtype)
-        if y.numel() == 0:
-            return y
-        job = _PLACES.pack(x.data_ptr(), y.data_ptr(), _SCRATCH.address(self.scratch)) + self.job
-        if self.parts == 1:
-            self.code.parts[ENTRY](job, 0)
-        else:
-            self.code.share_out(ENTRY, job, self.parts)
+        y = torch.empty(*self.result, dtype=dtype)
+        self.run(_PLACES.pack(x.data_ptr(), y.data_ptr(), _SCRATCH.address(self.scratch)) + self.job)
         return y
+
+
+def _nothing(job: bytes) -> None:
+    """For y without entries."""
 
 
 @cache

@@ -6,7 +6,7 @@ R, C: block rows and columns.  br, bc: rows and columns of a block.  K: kept blo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,24 +28,29 @@ from sapp_cli.runtime.products import MOST_SEEN, Products
 BUFFERS = ("values", "crow", "col")
 
 
+Call: TypeAlias = tuple[torch.Size, torch.dtype, int]
+"""Shape and dtype of x, threads."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class WeightState:
     """The tensors of a layer as they were when they were checked, and what was prepared of them since."""
 
-    tensors: tuple[Tensor | None, ...]
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None]
     """values, crow, col, bias: held, so that no other tensor can come to lie in their places."""
-    places: tuple[int, ...]
-    """In memory."""
+    places: tuple[int, int]
+    """Of values and bias in memory: what is prepared reads them there. Of the indices it has copies."""
     versions: tuple[int, ...] | None
     """How often each was changed in place; None if one was made in inference mode, for which torch does not count it."""
     products: dict[torch.dtype, Products] = field(default_factory=dict)
-    ways: dict[tuple[torch.Size, torch.dtype, int], Way] = field(default_factory=dict)
-    """Taken so far on a CPU, by shape and dtype of x and number of threads."""
+    ways: dict[Call, Way] = field(default_factory=dict)
+    """Taken so far on a CPU."""
 
     @classmethod
-    def of(cls, *tensors: Tensor | None) -> WeightState:
+    def of(cls, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None) -> WeightState:
+        tensors = values, crow, col, bias
         counted = not any(tensor is not None and tensor.is_inference() for tensor in tensors)
-        places = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        places = values.data_ptr(), 0 if bias is None else bias.data_ptr()
         versions = tuple(0 if tensor is None else tensor._version for tensor in tensors) if counted else None
         return cls(tensors, places, versions)
 
@@ -137,19 +142,28 @@ class BlockSparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # What most calls are comes first, and asks for nothing twice: a small layer takes a few microseconds.
-        needs_thought = x.requires_grad or is_compiling() or is_autocast_enabled("cpu") or has_tangents()
-        if type(x) is Tensor and x.is_cpu and not needs_thought:
-            ways = self.state().ways
-            seen = x.shape, x.dtype, get_num_threads()
-            way = ways.get(seen)
-            if way is None:
-                if is_tracing():
-                    return self._dense(x)
-                if len(ways) >= MOST_SEEN:
-                    ways.clear()
-                way = ways[seen] = self.products(x.dtype).way_for(x)
-            return way(x)
+        if (
+            type(x) is Tensor
+            and x.is_cpu
+            and not (x.requires_grad or is_autocast_enabled("cpu") or is_compiling() or has_tangents())
+        ):
+            known = self.state()
+            call = x.shape, x.dtype, get_num_threads()
+            way = known.ways.get(call)
+            return self._first_call(x, call, known) if way is None else way(x)
         return by_context(x, self._dense, self._by_operator, self.multiply)
+
+    def _first_call(self, x: Tensor, call: Call, known: WeightState) -> Tensor:
+        """The forward pass of x on a CPU in a shape that is new.
+
+        Where TorchScript records, every shape is: the numbers in it are none then, and have another hash.
+        """
+        if is_tracing():
+            return self._dense(x)
+        if len(known.ways) >= MOST_SEEN:
+            known.ways.clear()
+        way = known.ways[call] = self.products(x.dtype).way_for(x)
+        return way(x)
 
     def _by_operator(self, x: Tensor) -> Tensor:
         y: Tensor = block_sparse_linear(x, self._number, self.out_features)
@@ -180,21 +194,20 @@ class BlockSparseLinear(nn.Module):
 
         Asked for at every call, so it has to be quick.
         """
-        known, buffers = self._known, self._buffers
+        known = self._known
+        buffers: dict[str, Any] = self._buffers  # the first three are always there
         values, crow, col, bias = buffers["values"], buffers["crow"], buffers["col"], buffers["bias"]
-        assert values is not None and crow is not None and col is not None, "the three tensors are always there"
-        if known is not None and known.places == (
-            values.data_ptr(),
-            crow.data_ptr(),
-            col.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-        ):
-            versions = known.versions
-            if versions is None or versions == (
-                values._version,
-                crow._version,
-                col._version,
-                0 if bias is None else bias._version,
+        if known is not None:
+            tensors, places, versions = known.tensors, known.places, known.versions
+            if (
+                values.data_ptr() == places[0]
+                and (0 if bias is None else bias.data_ptr()) == places[1]
+                and crow is tensors[1]
+                and col is tensors[2]
+                and (
+                    versions is None
+                    or versions == (values._version, crow._version, col._version, 0 if bias is None else bias._version)
+                )
             ):
                 return known
         if is_captured(values):
