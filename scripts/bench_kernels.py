@@ -35,6 +35,7 @@ from sapp_cli.checkpoint.block_sparse import indices
 from sapp_cli.codegen.isa import Isa, host_isas
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import DENSE, ONEDNN, dense_ways
+from sapp_cli.runtime.heap import keep_freed_memory
 from sapp_cli.runtime.kernel import Kernel
 from sapp_cli.runtime.machine import this_machine
 from sapp_cli.runtime.plain import PlainProduct
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.processor_time and arguments.threads != 1:
         parser.error("--processor-time counts one thread; give --threads 1")
     torch.set_num_threads(arguments.threads)
-    machine = this_machine()
+    machine = this_machine(keeps_freed_memory=keep_freed_memory())
     print(machine.text + (f"; the kernel here for {arguments.isa}" if arguments.isa else ""), flush=True)
     print(
         "out×in  block  sparsity  rows  kernel over best dense: medians, least; share of ideal; µs (kernel's over theirs)",

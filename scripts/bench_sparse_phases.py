@@ -28,8 +28,8 @@ from torch import nn
 
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
+from sapp_cli.runtime.heap import LARGEST_IN_TRAINING, keep_freed_memory
 from sapp_cli.runtime.machine import this_machine
-from sapp_cli.training.heap import keep_freed_memory
 from sapp_cli.training.optimizers import make_optimizer
 from sapp_cli.training.sparse_phases import SparsePhases
 
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    keep_freed_memory()  # as `sapp prune` does, for all three forms
+    keep_freed_memory(LARGEST_IN_TRAINING)  # as `sapp prune` does, for all three forms
     machine = this_machine()
     print(machine.text, flush=True)
     print(

@@ -30,9 +30,9 @@ import sapp_cli as sapp
 from sapp_cli.core.schedule import Phase
 from sapp_cli.grid import BlockGrid
 from sapp_cli.passes.block_passes import block_passes
+from sapp_cli.runtime.heap import LARGEST_IN_TRAINING, keep_freed_memory
 from sapp_cli.runtime.machine import this_machine
 from sapp_cli.runtime.timing import time_in_turns
-from sapp_cli.training.heap import keep_freed_memory
 from scripts.memory import peak_mib, resident_mib
 
 PLAIN = "plain"
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--peak-of", choices=(PLAIN, *PHASES), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # as `sapp prune` does, for plain and pruned networks
+    keep_freed_memory(LARGEST_IN_TRAINING)  # as `sapp prune` does, for plain and pruned networks
     if arguments.peak_of:
         print(peak(arguments.case[0], arguments.peak_of, arguments.compile, arguments.block_size))
         return

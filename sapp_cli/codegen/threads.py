@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
-LEAST_WORK = 200_000
-"""Multiplications that are worth a thread: some four microseconds. Torch's threads wait for work without sleeping, and to bring
-another one in costs one or two."""
+LEAST_WORK = 500_000
+"""Multiplications that are worth a thread: some ten microseconds. To bring in another costs one or two while torch's threads
+wait without sleeping, as they do where one thread of Python computes; some thirty where several have done so."""
 
 
 def threads_worth(work: int, threads: int) -> int:

@@ -47,11 +47,11 @@ from sapp_cli.report.html import HTML_FILE, write_html
 from sapp_cli.report.measure import measure
 from sapp_cli.report.run import read_run
 from sapp_cli.report.sparsity import SparsityReport
+from sapp_cli.runtime.heap import LARGEST_IN_TRAINING, keep_freed_memory
 from sapp_cli.training.activations import checkpoint_gradients
 from sapp_cli.training.collapse import CollapseWatch, guess_of
 from sapp_cli.training.compilation import require_compiler
 from sapp_cli.training.device import describe_processes, make_accelerator, reproducible, shards
-from sapp_cli.training.heap import keep_freed_memory
 from sapp_cli.training.keeper import Keeper, open_run
 from sapp_cli.training.loop import StepRecord, count_steps, train
 from sapp_cli.training.objectives import Objective, check_fits
@@ -256,7 +256,7 @@ def _train(
     chosen: Iterable[int] | None,
 ) -> float:
     """Train to the end of the schedule; the seconds it took, those before an interruption included."""
-    keep_freed_memory()
+    keep_freed_memory(LARGEST_IN_TRAINING)
     seconds = 0.0
 
     def on_step(record: StepRecord) -> None:

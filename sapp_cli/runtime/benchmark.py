@@ -23,6 +23,7 @@ from sapp_cli.runtime.bench_forms import TOLERANCES, Forms, check_outputs, faste
 from sapp_cli.runtime.bench_layers import bench_layers, block_sparse_layers
 from sapp_cli.runtime.bench_results import BenchResult, ModelResult, Settings
 from sapp_cli.runtime.example_inputs import BenchInputs, Given, generated_inputs
+from sapp_cli.runtime.heap import keep_freed_memory
 from sapp_cli.runtime.load import load_and_explain, obstacle
 from sapp_cli.runtime.machine import this_machine
 from sapp_cli.runtime.random_mask import mask_at_random, replace_masked
@@ -40,7 +41,8 @@ def bench(
     """Dense against block-sparse: every layer, and the model end to end.
 
     A model and inputs that are not given are made from the checkpoint's folder, which must then be one of Hugging Face.
-    `section` says which layers a random mask is for. Raises CheckpointError for a checkpoint that cannot be read,
+    `section` says which layers a random mask is for. On a CPU the process keeps freed memory from now on, for both forms alike.
+    Raises CheckpointError for a checkpoint that cannot be read,
     UsageError where there is nothing to compare or no way to build the model.
     """
     settings = replace(settings, device=_device(settings.device))
@@ -64,6 +66,7 @@ def _bench(
     checkpoint = open_checkpoint(path)
     loaded = loaded or load_model(checkpoint, ModelSection())
     inputs = inputs or generated_inputs(loaded.model, settings.batch_sizes, settings.sequence_lengths)
+    keeps = settings.device == "cpu" and keep_freed_memory()
     device, dtype = torch.device(settings.device), torch.bfloat16 if settings.bf16 else torch.float32
     dense = loaded.model.to(device, dtype)
     if settings.random_mask is not None:
@@ -90,7 +93,7 @@ def _bench(
     return BenchResult(
         path=path,
         model=loaded.description,
-        machine=this_machine(device),
+        machine=this_machine(device, keeps_freed_memory=keeps),
         settings=settings,
         inputs=inputs.description,
         layers=tuple(layers),

@@ -29,20 +29,23 @@ class Machine:
     date: str
     gpu: str | None = None
     """That the model ran on; None where that was the CPU."""
+    keeps_freed_memory: bool = False
+    """As `keep_freed_memory` asks for."""
 
     @property
     def text(self) -> str:
         """One line."""
         on = f"{self.gpu}; " if self.gpu else ""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        memory = ", freed memory kept" if self.keeps_freed_memory else ""
         return (
             f"{on}{self.cpu}, {self.cores} cores, {threads}, kernels for {self.instructions}, torch {self.torch}, "
-            f"{self.system}, {self.date}"
+            f"{self.system}{memory}, {self.date}"
         )
 
 
-def this_machine(device: torch.device | None = None) -> Machine:
-    """The one this runs on; with the GPU where `device` is one."""
+def this_machine(device: torch.device | None = None, *, keeps_freed_memory: bool = False) -> Machine:
+    """The one this runs on; with the GPU where `device` is one. `keeps_freed_memory`: what that function said."""
     instructions = "none"
     if kernels_work():
         from sapp_cli.codegen.isa import host_isas
@@ -58,6 +61,7 @@ def this_machine(device: torch.device | None = None) -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         date=datetime.now(timezone.utc).date().isoformat(),
         gpu=torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
+        keeps_freed_memory=keeps_freed_memory,
     )
 
 
