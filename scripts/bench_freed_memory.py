@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--batch-size", type=int, action="append")
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=4.0, help="of passes in each process")
     parser.add_argument("--processes", type=int, default=5, help="for each cell")
@@ -62,24 +63,25 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def in_a_process(arguments: argparse.Namespace, batch: int, what: str) -> dict[str, float]:
-    options = {"--batch-size": batch, "--tokens": arguments.tokens, "--threads": arguments.threads}
-    flags = [
-        str(part) for pair in {**options, "--seconds": arguments.seconds, "--measure": what}.items() for part in pair
-    ]
+    options = {name: getattr(arguments, name) for name in ("tokens", "block_size", "threads", "seconds")}
+    options |= {"batch_size": batch, "measure": what}
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, __file__, str(arguments.checkpoint), *flags]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(done.stderr.strip().rpartition("\n")[2])
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Milliseconds and pages of a pass, largest megabytes of this process."""
-    memory, thread = arguments.measure.split(",")
+    (memory, thread), size = arguments.measure.split(","), arguments.block_size
     if memory == "kept" and not keep_freed_memory():
         sys.exit("this C library keeps nothing")
     torch.set_grad_enabled(False)
     loaded = load_model(open_checkpoint(arguments.checkpoint), ModelSection())
-    masked = mask_at_random(loaded.model, RandomMask((16, 16), 0.9), PruneSection(), loaded.stored_names)
+    masked = mask_at_random(loaded.model, RandomMask((size, size), 0.9), PruneSection(), loaded.stored_names)
     model, _ = replace_masked(loaded.model, masked)
     given = example_inputs(model, arguments.batch_size[0], arguments.tokens)
     found: dict[str, float] = {}

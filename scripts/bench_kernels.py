@@ -10,9 +10,9 @@ dense way (`F.linear`, or the weight packed for oneDNN), and which share of the 
     kernel    the generated kernel                torch     plain torch: gather and multiply, block row by block row
     bsr       torch.mm of a sparse BSR tensor     scipy     scipy.sparse.bsr_array @
 
-The first ratio is of the medians, the second of the least disturbed turns. A way that is far behind in its first call is
-not repeated, and stands with that one time. Where others use the machine as well, `--processor-time` leaves out what they
-take; it is for one thread.
+The first ratio is of the medians, the second of the least disturbed turns. Of several sweeps each cell takes the one with the
+median ratio. A way that is far behind in its first call is not repeated, and stands with that one time. Where others use the
+machine as well, `--processor-time` leaves out what they take; it is for one thread.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def measure(
     ways: dict[str, Callable[[], Any]] = {}
     for name, way in dense_ways(dense, None, rows).items():
         ways[name] = bound(way, x)
-    ways["kernel"] = bound(Kernel(values, crow, col, None, grid, isa), x)
+    ways["kernel"] = bound(
+        Kernel(values, crow, col, None, grid, isa).for_shape(tuple(x.shape)), x
+    )  # as a layer calls it
     ways["torch"] = bound(PlainProduct(values, torch.from_numpy(crow), torch.from_numpy(col), None, grid), x)
     if dtype == torch.float32 and grid.padded == matrix:
         if block[0] == block[1]:
@@ -155,6 +157,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="two shapes, two blocks, 90 %%")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each cell, about")
+    parser.add_argument(
+        "--sweeps",
+        type=int,
+        default=1,
+        help="go over all cells so often: what disturbs the machine lasts longer than a cell",
+    )
     parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of time as it passes")
     parser.add_argument("--shape", type=sides, action="append", metavar="OUTxIN")
     parser.add_argument("--sparsity", type=float, action="append")
@@ -173,10 +181,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "out×in  block  sparsity  rows  kernel over best dense: medians, least; share of ideal; µs (kernel's over theirs)",
         flush=True,
     )
-    found = []
-    for cell in cells(arguments):
-        found.append(cell)
-        print(line(cell), flush=True)
+    sweeps: list[list[Cell]] = []
+    for _ in range(arguments.sweeps):
+        sweeps.append([])
+        for cell in cells(arguments):
+            sweeps[-1].append(cell)
+            print(line(cell), flush=True)
+    found = [sorted(runs, key=lambda cell: cell.speedup)[len(runs) // 2] for runs in zip(*sweeps, strict=True)]
+    if arguments.sweeps > 1:
+        print("\nof each cell the sweep with the median ratio")
+        print(*map(line, found), sep="\n", flush=True)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         rows = [

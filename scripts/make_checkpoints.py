@@ -72,6 +72,19 @@ def make_bert(
     return _save_tokenizer(folder, "input_ids", "token_type_ids", "attention_mask")
 
 
+def make_wide_bert(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """Six layers 1,024 wide, of a real size: to measure."""
+    config = BertConfig(
+        hidden_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        max_position_embeddings=512,
+    )
+    _save(transformers.BertModel, config, folder, dtype, seed)
+    return folder
+
+
 def make_gpt2(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     config = GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=96, n_layer=2, n_head=4, **ENDS)
     _save(GPT2LMHeadModel, config, folder, dtype, seed)
@@ -193,6 +206,7 @@ def _save_preprocessor(folder: Path, **settings: Any) -> Path:
 
 KINDS: dict[str, Callable[[Path, torch.dtype, int], Path]] = {
     "bert": make_bert,
+    "bert-wide": make_wide_bert,
     "bert-mlm": lambda *common: make_bert(*common, head="ForMaskedLM"),
     "gpt2": make_gpt2,
     "llama": make_llama,

@@ -50,6 +50,12 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
         "make bench-cuda",
         "python scripts/bench_kernels_cuda.py",
     ],
+    "tests/scripts/test_bench_freed_memory.py::test_each_cell_comes_from_processes_of_its_own": [
+        "python scripts/bench_freed_memory.py"
+    ],
+    "tests/scripts/test_bench_small_layers.py::test_every_cell_has_its_ratio_and_each_block_its_least": [
+        "python scripts/bench_small_layers.py"
+    ],
     "tests/scripts/test_bench_sparse_phases.py::test_the_figures_go_to_a_file_with_their_machine": [
         "python scripts/bench_sparse_phases.py"
     ],
@@ -89,9 +95,10 @@ NOT_HERE: Mapping[str, str] = {
     "pip install": "needs the network",
     "pre-commit install": "changes the repository that is tested",
     "pytest": "this test is a part of it",
+    "python scripts/make_checkpoints.py --kind bert-wide": "writes 430 MB, to be measured",
     "python scripts/check_predictions.py": "half an hour of real runs; their recipes and its arithmetic are tested",
     "python scripts/evidence.py": "hours of runs",
-    "sapp bench runs/minilm --random-mask --sparsity 0.9 --block-size 16 --batch-size 1,8": "figures of a quiet machine",
+    "sapp bench runs/minilm --random-mask": "figures of a quiet machine",
     "sapp bench runs/minilm-80 --batch-size 1,8": "figures of a quiet machine, after ten minutes of training",
     "sapp prune runs/minilm -r recipes/sentence-embedding.yaml --steps 60": "minutes, and figures of a quiet machine",
     "srun": "needs Slurm",

@@ -20,7 +20,7 @@ def test_the_figures_go_to_a_file_with_their_machine(tmp_path, capsys, monkeypat
     out = tmp_path / "kernels.json"
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # the tests' own number stays
     bench_kernels.main(
-        ["--quick", "--shape", "64x48", "--rows", "2", "--seconds", "0", "--out", str(out), "--threads", "1", "--bf16"]
+        ["--quick", "--shape", "64x48", "--rows", "2", "--seconds", "0", "--sweeps", "3", "--bf16", "--out", str(out)]
     )
     written = json.loads(out.read_text())
     assert written["machine"]["threads"] == torch.get_num_threads()
@@ -30,5 +30,7 @@ def test_the_figures_go_to_a_file_with_their_machine(tmp_path, capsys, monkeypat
     ]
     assert {cell["dtype"] for cell in written["cells"]} == {"bfloat16"}
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 2 + 2
-    assert "64×48" in printed[2]
+    assert len(printed) == 2 + 3 * 2 + 2 + 2  # the heads, each sweep, and what is taken of them
+    ratios = sorted(float(line.split("×")[2].split()[-1]) for line in printed[2:8:2])
+    assert [line.split()[:2] for line in printed[-2:]] == [["64×48", "8×8"], ["64×48", "16×16"]]
+    assert f"{written['cells'][0]['speedup']:.2f}" == f"{ratios[1]:.2f}"

@@ -1,0 +1,26 @@
+"""What it is worth to keep freed memory is measured in processes of their own."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+
+from scripts import bench_freed_memory as bench
+from scripts.make_checkpoints import make_bert
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has what is measured")
+def test_each_cell_comes_from_processes_of_its_own(tmp_path, capsys) -> None:
+    checkpoint = make_bert(tmp_path / "bert", head="Model")
+    quick = ["--block-size", "8", "--batch-size", "2", "--tokens", "16", "--seconds", "0.05", "--processes", "1"]
+    bench.main([str(checkpoint), *quick])
+    _, heads, *rows = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["batch", "thread", "as", "it", "is", "kept", "ratio"]
+    assert [row.split()[:2] for row in rows] == [["2", "main"], ["2", "other"]]
+    for row in rows:
+        words = row.split()
+        before, after = float(words[2]), float(words[8])
+        assert float(words[-1]) == pytest.approx(before / after, rel=0.1)  # of times that are shown with one decimal
+    with pytest.raises(SystemExit, match="fewer than min_blocks 100"):
+        bench.main([str(checkpoint), "--batch-size", "2"])
