@@ -192,7 +192,7 @@ class BlockSparseLinear(nn.Module):
     def state(self) -> WeightState:
         """The weights as they are now, checked: the same object as long as nothing changes them.
 
-        Asked for at every call, so it has to be quick.
+        Asked for at every call, so it has to be quick: of the indices it does not see that `.data` was replaced.
         """
         known = self._known
         buffers: dict[str, Any] = self._buffers  # the first three are always there

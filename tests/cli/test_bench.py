@@ -21,6 +21,7 @@ from sapp_cli.runtime import bench_forms, example_inputs, load
 from sapp_cli.runtime.bench_results import RandomMask, Settings
 from sapp_cli.runtime.benchmark import bench
 from sapp_cli.runtime.conv_choice import CONV_WAYS
+from sapp_cli.runtime.heap import keep_freed_memory
 from scripts.make_checkpoints import make_bert, make_gpt2, make_vit
 
 QUICK = ("--seconds", "0", "--sequence-length", "16")
@@ -75,6 +76,7 @@ def test_an_estimate_with_a_random_mask(sapp, bert):
     machine = result["machine"]
     assert machine["torch"] == torch.__version__
     assert machine["threads"] == torch.get_num_threads()
+    assert machine["keeps_freed_memory"] == (", freed memory kept, " in machine["text"]) == keep_freed_memory()
     model = load_model(open_checkpoint(bert), ModelSection()).model
     tensors = [*model.parameters(), *model.buffers()]
     assert result["weight_bytes"]["dense"] == sum(tensor.nbytes for tensor in tensors)
