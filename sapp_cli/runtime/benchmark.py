@@ -42,6 +42,7 @@ def bench(
 
     A model and inputs that are not given are made from the checkpoint's folder, which must then be one of Hugging Face.
     `section` says which layers a random mask is for. On a CPU the process keeps freed memory from now on, for both forms alike.
+
     Raises CheckpointError for a checkpoint that cannot be read,
     UsageError where there is nothing to compare or no way to build the model.
     """

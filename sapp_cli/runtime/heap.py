@@ -2,7 +2,7 @@
 
 Activations of some megabytes come and go with every pass. glibc returns the top of its heap to the system when they are gone,
 and maps large ones one by one; the next pass pays for every page again as it is touched first. Where products are as fast as
-block-sparse ones that is up to a third of the time (docs/runtime.md).
+block-sparse ones that is up to two fifths of the time (docs/runtime.md).
 """
 
 from __future__ import annotations

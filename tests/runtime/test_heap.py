@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sapp_cli.runtime.heap import CHOSEN_BY_USER
+
 ON_GLIBC = platform.libc_ver()[0] == "glibc"
 STEPS = """
 import resource, sys, threading
@@ -47,9 +49,10 @@ else:
 
 def pages(*words: str, **environment: str) -> tuple[str, int]:
     """What the function said, and the pages that five steps touched anew."""
+    ours = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY_USER}
     done = subprocess.run(
         [sys.executable, "-c", STEPS, *words],
-        env={**os.environ, **environment},
+        env={**ours, **environment},
         capture_output=True,
         text=True,
         check=True,
