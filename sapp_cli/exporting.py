@@ -16,6 +16,7 @@ import numpy as np
 from sapp_cli._version import __version__
 from sapp_cli.checkpoint.export import SPARSE_FOLDER, Blocks, Layout, export_checkpoint
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
+from sapp_cli.checkpoint.lock import locked
 from sapp_cli.checkpoint.output import (
     MANIFEST,
     MARKER,
@@ -85,7 +86,7 @@ def export(
         raise UsageError(
             f"{path}: no weight becomes smaller without its zero blocks of {size}; try a smaller --block-size, or prune first"
         )
-    with output_folder(out, path, overwrite) as staged:
+    with locked(out), output_folder(out, path, overwrite) as staged:
         companions = copy_companions(home, staged) if home is not None else []
         files = export_checkpoint(source, staged, layout, _lookup(blocks), max_shard_bytes)
         names = [file.relative_to(staged).as_posix() for file in files]

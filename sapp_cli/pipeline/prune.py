@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sapp_cli.checkpoint.lock import locked
 from sapp_cli.checkpoint.output import (
     check_companions,
     check_free_space,
@@ -104,12 +105,15 @@ def prune(
     began = time.perf_counter()
     settings = recipe.recipe
     accelerator = make_accelerator(settings.train)
-    with joined(), reproducible(settings.train, accelerator), memory_errors(settings):
+    with (
+        joined(),
+        reproducible(settings.train, accelerator),
+        memory_errors(settings),
+        _alone(out, checkpoint_path, overwrite, watcher),
+    ):
         watcher = watcher if is_main() else Silence()
         require_packages(settings.train.trackers)
         require_compiler(settings.train, accelerator)
-        if is_main():
-            check_output(out, checkpoint_path, overwrite)
         run = set_up(recipe, checkpoint_path, accelerator, watcher)
         if run.checkpoint.folder:
             check_companions(run.checkpoint.folder)
@@ -200,6 +204,17 @@ def prune(
                 write_card(staged, out.name, report, manifest.as_json(), sizes, run.architecture, companions)
         folder.remove()
         return PruneResult(out, report, manifest.metrics, sizes, time.perf_counter() - began)
+
+
+@contextmanager
+def _alone(out: Path, checkpoint_path: Path, overwrite: bool, watcher: Watcher) -> Iterator[None]:
+    """Within it OUT can be written and no other run writes it; rank 0 looks and locks for all ranks."""
+    if not is_main():
+        yield
+        return
+    check_output(out, checkpoint_path, overwrite)
+    with locked(out, watcher.say):
+        yield
 
 
 def _look_for_state(

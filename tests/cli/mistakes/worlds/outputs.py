@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
+from typing import IO
 
 from sapp_cli.recipe.load import load_recipe
 from tests.cli.mistakes.setups import WORLDS, put, settings, world
@@ -52,7 +54,18 @@ def _(folder: Path) -> None:
     path.write_bytes(data)
 
 
+@world("an output that another run writes")
+@world("an export into an output that another run writes")
+def _(folder: Path) -> None:
+    lock = (folder / ".result.sapp-lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.write("4711 another-machine 2026-11-30 19:49:07\n")
+    lock.flush()
+    HELD.append(lock)  # to the end of this process
+
+
 # run states
+HELD: list[IO[str]] = []
 RUN = {"version": 2, "recipe": {"train": {"steps": 10}}, "inputs": {}, "processes": "1", "dense": {}, "log_bytes": 0}
 STATE = ".result.sapp-run/step-000000010/state.json"
 put("an interrupted run in the way", STATE, json.dumps(RUN))
