@@ -141,7 +141,7 @@ def see_costs(
     applications = see_applications(model, layers, recipe, data)
     if allocation == "time":
         return applications, picoseconds_of_blocks(layers, see_times(model, layers, recipe, data)[0])
-    if allocation == "multiply-adds":
+    if allocation in ("balanced", "multiply-adds"):
         if applications is None:
             if recipe.prune.allocation is None:
                 return None, None

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 LayoutKind = Literal["linear", "conv", "transposed"]
@@ -91,3 +93,12 @@ class BlockGrid:
         """First and one-past-last row (axis 0) or column (axis 1) of block row or column `index`."""
         start = index * self.block[axis]
         return start, min(start + self.block[axis], self.matrix[axis])
+
+
+@lru_cache(maxsize=64)  # layers of one size of one size have the same in every step, and exact fractions are slow
+def final_count(sparsity: Fraction, blocks: int) -> int:
+    """Blocks a layer of `blocks` keeps in the end: n − ⌈s·n⌉, and one where that would be none.
+
+    `sparsity` is exact: in floats ⌈0.55·100⌉ is 56.
+    """
+    return max(1, blocks - math.ceil(sparsity * blocks))

@@ -68,7 +68,7 @@ def make_plan(
 
     `applications` {layer name: times its weight is applied to an example}; None where that is not known.
     """
-    facts = layer_facts(layers, loaded, checkpoint, recipe.prune.resolved_allocation, applications)
+    facts = layer_facts(layers, loaded, checkpoint, applications)
     kept = {layer.stored: layer.kept_count for layer in layers if layer.pruned}
     parameters, size = other_tensors(facts, loaded, checkpoint)
     report = make_report(facts, expected_counts(kept), parameters, parameters, size)
@@ -82,13 +82,9 @@ def layer_facts(
     layers: list[Layer],
     loaded: LoadedModel,
     checkpoint: Checkpoint,
-    allocation: str = "uniform",
     applications: Mapping[str, int] | None = None,
 ) -> list[LayerFacts]:
-    """The layers that the checkpoint stores or will store, as the report takes them.
-
-    Where blocks are allocated over all layers, no layer has a target of its own.
-    """
+    """The layers that the checkpoint stores or will store, as the report takes them."""
     known = set(loaded.names)
     return [
         LayerFacts(
@@ -100,7 +96,7 @@ def layer_facts(
             reason=layer.reason,
             layout=layer.layout,
             grid=layer.grid,
-            target=None if layer.sparsity is None or allocation != "uniform" else float(layer.sparsity),
+            target=None if layer.sparsity is None else float(layer.sparsity),
             applications=(applications or {}).get(layer.name),
         )
         for layer in layers

@@ -107,4 +107,14 @@ def test_what_a_block_costs_and_who_has_to_say_so():
     assert str(caught.value) == (
         "prune.allocation: multiply-adds has to be measured first: give the Pruner `costs`, from sapp_cli.costs"
     )
-    assert Pruner(model, settings, 20, costs={"0.weight": 12, "1.weight": 4}).costs == {"0.weight": 12, "1.weight": 4}
+    assert Pruner(model, settings, 20, costs={"0.weight": 12, "1.weight": 4}).costs == {
+        "0.weight": (12,),
+        "1.weight": (4,),
+    }
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    balanced = Pruner(model, {**settings, "allocation": "balanced"}, 20, costs={"0.weight": 12, "1.weight": 4})
+    assert balanced.costs == {"0.weight": (4, 12), "1.weight": (4, 4)}  # parameters and multiply-adds of a 2×2 block
+    assert balanced.named_costs == {
+        "0.weight": {"parameters": 4, "multiply_adds": 12},
+        "1.weight": {"parameters": 4, "multiply_adds": 4},
+    }

@@ -97,7 +97,7 @@ SparsityOption = Annotated[
     typer.Option(
         "--sparsity",
         metavar="SHARE",
-        help="Share of the blocks of each pruned layer to remove, e.g. 0.9.",
+        help="Share of the blocks of all pruned layers to remove, e.g. 0.9.",
         rich_help_panel=SETTINGS,
     ),
 ]

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from sapp_cli.report.comparison import Comparison
 from sapp_cli.report.sparsity import SparsityReport
-from sapp_cli.report.texts import comparison_cells, layer_cells, work_cells
+from sapp_cli.report.texts import comparison_cells, layer_cells, targeted_text, work_cells
 from sapp_cli.report.wording import count_text, cut_in_the_middle, percent, printable, size_text
 
 COLUMNS = ("shape", "block", "kept / blocks", "sparsity", "target", "dense", "sparse")
@@ -30,10 +30,14 @@ def layer_table(report: SparsityReport, reasons: bool, width: int) -> Table:
         columns, kept = (*COLUMNS, *WORK_COLUMNS), (count_text(model.kept_multiply_adds), "")
         rows = [(*row, *work_cells(layer, report)) for row, layer in zip(rows, report.layers, strict=True)]
     nothing = ("",) * len(kept)
+    requested = "" if report.requested_sparsity is None else percent(report.requested_sparsity)
     totals = [
-        (*_total("pruned layers, blocks", report.pruned_block_sparsity, "", ""), *nothing),
-        (*_total("all prunable weights", model.prunable_sparsity, "", ""), *nothing),
-        (*_total("whole model", model.sparsity, size_text(model.bytes_dense), size_text(model.bytes_sparse)), *kept),
+        (*_total(f"{targeted_text(report)}, blocks", report.pruned_block_sparsity, requested, "", ""), *nothing),
+        (*_total("all prunable weights", model.prunable_sparsity, "", "", ""), *nothing),
+        (
+            *_total("whole model", model.sparsity, "", size_text(model.bytes_dense), size_text(model.bytes_sparse)),
+            *kept,
+        ),
     ]
     every = [("layer", *columns), *rows, *totals]
     widths = [max(len(row[column]) for row in every) for column in range(len(columns) + 1)]
@@ -71,8 +75,8 @@ def comparison_table(comparison: Comparison, width: int) -> Table:
     return table
 
 
-def _total(name: str, share: float, dense: str, sparse: str) -> tuple[str, ...]:
-    return (name, "", "", "", percent(share), "", dense, sparse)
+def _total(name: str, share: float, target: str, dense: str, sparse: str) -> tuple[str, ...]:
+    return (name, "", "", "", percent(share), target, dense, sparse)
 
 
 def _fitting(widths: Sequence[int], columns: Sequence[str], width: int) -> list[int]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sapp_cli.cli.report_table import layer_table
+from sapp_cli.report.texts import budgets_text, targeted_text
 from sapp_cli.report.wording import metric_text, percent, size_text, time_text
 
 if TYPE_CHECKING:
@@ -47,10 +48,14 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None) -
         f"target: {percent(targets['prunable_sparsity'])} of all prunable weights, {percent(targets['sparsity'])} of the "
         f"model; in whole blocks: {percent(model.prunable_sparsity)} and {percent(model.sparsity)}"
     )
-    if plan.allocation != "uniform":
+    if plan.allocation == "balanced":
         console.print(
-            f"allocation {plan.allocation}: the pruned layers' blocks above are their budget together; training decides where "
-            "they go"
+            "allocation balanced: training moves blocks between layers. Size and multiply-adds here are upper limits, the "
+            "sparsity is a lower limit"
+        )
+    elif plan.allocation != "uniform":
+        console.print(
+            f"allocation {plan.allocation}: training moves blocks between layers; the blocks above are their budget together"
         )
     for rule in plan.rules:
         taken = f", {rule.taken} of them decided by an earlier rule" if rule.taken else ""
@@ -99,10 +104,14 @@ def print_result(console: Console, result: PruneResult) -> None:
     for name, metric in result.metrics.items():
         console.print(f"{name:<12} {metric_text(metric.dense)} dense → {metric_text(metric.pruned)} pruned")
     report = result.report
+    requested = report.requested_sparsity
+    asked = "" if requested is None else f"{percent(requested)} requested → "
     console.print(
-        f"{'sparsity':<12} {percent(report.pruned_block_sparsity)} of the blocks of {len(report.pruned)} pruned layers, "
+        f"{'sparsity':<12} {asked}{percent(report.pruned_block_sparsity)} of the blocks of {targeted_text(report)}, "
         f"{percent(report.model.prunable_sparsity)} of all prunable weights, {percent(report.model.sparsity)} of the model"
     )
+    if budgets := budgets_text(report):
+        console.print(f"{'kept':<12} {budgets}")
     sizes = result.sizes
     written = []
     if sizes.dense:

@@ -14,14 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-
-@lru_cache(maxsize=64)  # layers of one size ask for the same in every step, and exact fractions take their time
-def final_count(sparsity: Fraction, blocks: int) -> int:
-    """Blocks a layer of `blocks` keeps in the end: n − ⌈s·n⌉, and one where that would be none.
-
-    `sparsity` is exact: in floats ⌈0.55·100⌉ is 56.
-    """
-    return max(1, blocks - math.ceil(sparsity * blocks))
+from sapp_cli.grid import final_count
 
 
 @lru_cache(maxsize=64)

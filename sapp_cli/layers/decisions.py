@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from sapp_cli.core.selection import final_count
 from sapp_cli.errors import SettingError
-from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
+from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout, final_count
 from sapp_cli.recipe.prune_section import PruneSection, RuleSection, block_shape, exact
 
 NO_SPARSITY = "its target sparsity is 0"

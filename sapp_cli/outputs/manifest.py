@@ -42,7 +42,7 @@ class Manifest:
     metrics: Mapping[str, Metric]  # the first is the one that `check --max-drop` looks at
     seconds: Mapping[str, float]  # training and the whole
     threads: int  # of torch on a CPU: sums in another order are other bits
-    block_costs: Mapping[str, int] | None = None  # of an allocation over all layers {pruned layer: what a block costs}
+    block_costs: Mapping[str, Mapping[str, int]] | None = None  # {pruned layer: {budget: what one block takes of it}}
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -61,7 +61,11 @@ class Manifest:
             "versions": {"python": platform.python_version(), **_versions()},
             "platform": platform.platform(),
             "threads": self.threads,
-            **({} if self.block_costs is None else {"block_costs": dict(self.block_costs)}),
+            **(
+                {}
+                if self.block_costs is None
+                else {"block_costs": {name: dict(costs) for name, costs in self.block_costs.items()}}
+            ),
         }
 
 

@@ -177,9 +177,7 @@ def prune(
                 log.evaluation(steps, pruned)
                 trackers.evaluation(steps, pruned)
                 gallery = Gallery()
-                facts = layer_facts(
-                    pruner.layers, run.loaded, run.checkpoint, settings.prune.resolved_allocation, costs["applications"]
-                )
+                facts = layer_facts(pruner.layers, run.loaded, run.checkpoint, costs["applications"])
                 report = measure(written, facts, gallery.add)
                 manifest = Manifest(
                     method=settings.prune.method,
@@ -193,7 +191,7 @@ def prune(
                     metrics=_before_and_after(dense, pruned, run.objective),
                     seconds={"training": seconds, "total": time.perf_counter() - began},
                     threads=torch.get_num_threads(),
-                    block_costs=pruner.costs,
+                    block_costs=pruner.named_costs,
                 )
                 sizes = FileSizes.of(run.checkpoint, staged, files)
                 (staged / "metrics.jsonl").write_bytes(folder.log.read_bytes())

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from sapp_cli.core.schedule import Phase, PhaseSchedule
 from sapp_cli.errors import SettingError
 from sapp_cli.layers import Layer
-from sapp_cli.recipe.prune_section import PruneSection
+from sapp_cli.recipe.prune_section import Allocation, PruneSection
 
 
 def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
@@ -28,21 +28,36 @@ def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
         raise SettingError([("train.steps", str(error))]) from error
 
 
+BlockCosts = tuple[int, ...]
+"""What one block takes of each budget; BUDGETS names them."""
+
+BUDGETS: dict[Allocation, tuple[str, ...]] = {
+    "uniform": (),
+    "balanced": ("parameters", "multiply_adds"),
+    "parameters": ("parameters",),
+    "multiply-adds": ("multiply_adds",),
+    "time": ("picoseconds",),
+}
+
+
 def block_costs(
     layers: list[Layer], settings: PruneSection, costs: Mapping[str, int] | None = None
-) -> dict[str, int] | None:
-    """{pruned layer: what one block costs} in the unit of the allocation; None where each layer has its own count.
+) -> dict[str, BlockCosts] | None:
+    """{pruned layer: what one block takes of each budget of the allocation}; None if each layer has its own count.
 
-    Parameters are known from the blocks, other costs are those given. Where none are and the settings do not ask for them by
-    name, parameters stand in for multiply-adds. Raises SettingError where they are needed and missing.
+    Parameters are known from the blocks, `costs` gives the multiply-adds or the time of one. If `costs` are missing and the
+    settings do not name an allocation, parameters are the only budget. Raises SettingError if they are missing otherwise.
     """
     pruned = [layer for layer in layers if layer.pruned]
     allocation = settings.resolved_allocation
     if allocation == "uniform":
         return None
+    parameters = {layer.name: math.prod(layer.grid.block) for layer in pruned if layer.grid is not None}
     if allocation == "parameters" or (costs is None and settings.allocation is None):
-        return {layer.name: math.prod(layer.grid.block) for layer in pruned if layer.grid is not None}
+        return {name: (cost,) for name, cost in parameters.items()}
     if costs is None:
         problem = f"{allocation} has to be measured first: give the Pruner `costs`, from sapp_cli.costs"
         raise SettingError([("prune.allocation", problem)])
-    return {layer.name: costs[layer.name] for layer in pruned}
+    if allocation == "balanced":
+        return {name: (cost, costs[name]) for name, cost in parameters.items()}
+    return {layer.name: (costs[layer.name],) for layer in pruned}

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sapp_cli.core.budgets import within_budgets
 from sapp_cli.core.masks import attention, from_matrix
 from sapp_cli.core.schedule import Moment, Phase, ramp
-from sapp_cli.core.selection import floor_count, ramp_count, uniform, within_budget
+from sapp_cli.core.selection import floor_count, ramp_count, uniform
 from sapp_cli.errors import UsageError
 from sapp_cli.layers import FoldedState, attach, decide_layers, put
 from sapp_cli.methods import BlockState
 from sapp_cli.pruner.block_fisher import BlockFisher
-from sapp_cli.pruner.decisions import block_costs, make_schedule
+from sapp_cli.pruner.decisions import BUDGETS, block_costs, make_schedule
 from sapp_cli.pruner.held_blocks import HeldBlocks
 from sapp_cli.pruner.parameter_groups import logit_settings, weight_groups
 from sapp_cli.recipe.prune_section import PruneSection, exact
@@ -36,8 +37,8 @@ class Pruner:
     """The masks of one model over one run.
 
     `settings`: the recipe's `prune` section, or a mapping of its keys. `stored_names` {name in the model: in the checkpoint}.
-    `costs` {layer name: what one of its blocks costs, an integer}: for `allocation: multiply-adds` or `time`, from
-    `sapp_cli.costs`.
+    `costs` {layer name: the multiply-adds of one of its blocks, or with `allocation: time` its picoseconds}, integers from
+    `sapp_cli.costs`. Without them and without an `allocation` in the settings, parameters are the only budget.
 
     Attributes: `layers`, every weight with its decision; `attached`, the pruned ones in the live model; `schedule`;
     `support`, the masks {layer name: keep} of the last sparse phase, empty before the first; `exchanged`, the share of its
@@ -100,6 +101,14 @@ class Pruner:
     def masks(self) -> dict[str, Tensor]:
         """{layer name: keep, bool (R, C)}; the live tensors."""
         return {name: layer.masked.keep for name, layer in self.attached.items()}
+
+    @property
+    def named_costs(self) -> dict[str, dict[str, int]] | None:
+        """{pruned layer: {budget: what one of its blocks takes of it}}; None if each layer has its own count."""
+        if self.costs is None:
+            return None
+        budgets = BUDGETS[self.settings.resolved_allocation]
+        return {name: dict(zip(budgets, cost, strict=False)) for name, cost in self.costs.items()}
 
     @property
     def sparsity(self) -> float:
@@ -265,7 +274,7 @@ class Pruner:
         else:
             floor = exact(self.settings.floor)
             floors = {name: floor_count(floor, layer.layer.kept_count) for name, layer in self.attached.items()}
-            chosen = within_budget(scores, counts, self.costs, floors)
+            chosen = within_budgets(scores, counts, self.costs, floors)
         for name, keep in chosen.items():
             self.attached[name].masked.keep.logical_and_(keep)
 

@@ -46,7 +46,7 @@ class PhasesSection(Section):
 
 
 Score = Literal["attention", "effective-norm", "norm", "fisher"]
-Allocation = Literal["uniform", "parameters", "multiply-adds", "time"]
+Allocation = Literal["balanced", "uniform", "parameters", "multiply-adds", "time"]
 BlockSize = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
@@ -87,7 +87,9 @@ class PruneSection(Section):
     """Rows and columns of a block of the weight seen as out × in: 16, or [16, 32]."""
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of the blocks of each pruned layer that is removed."""
+    """Share of the blocks of all pruned layers that is removed. The blocks of a layer with a target of its own (rules)
+    count with that. Of the parameters and the multiply-adds of these layers at least this share goes as well, except under
+    an `allocation` that holds only one budget; under `uniform` it is the share of each layer."""
 
     min_blocks: PositiveInt = 100
     """Layers with fewer blocks stay dense (the paper's rule)."""
@@ -110,11 +112,11 @@ class PruneSection(Section):
     others."""
 
     allocation: Allocation | None = None
-    """Where the blocks go. `uniform`: every layer keeps the share that its target says. The others add up what these
-    blocks cost, in stored parameters, multiply-adds of an example, or measured time, and spend that over all layers on
-    the blocks of greatest score per cost. Scores compare across layers with score `fisher`, not by norm. null:
-    `multiply-adds` where blocks rank by `fisher` (`parameters` with --target-size, `time` with --target-speedup), else
-    `uniform`."""
+    """How many blocks each layer keeps. `uniform`: the share that its target leaves it. `balanced`: over all layers, the
+    blocks of greatest total score that take no more parameters and no more multiply-adds than uniform targets would leave.
+    `parameters`, `multiply-adds` and `time` hold only one such budget. Scores compare across layers with score `fisher`,
+    not by norm. null: `balanced` where blocks rank by `fisher` (`parameters` with --target-size, `time` with
+    --target-speedup), else `uniform`."""
 
     floor: Share = 0.5
     """Of an allocation over all layers: each layer keeps at least this share of the blocks that `uniform` would leave
@@ -153,7 +155,7 @@ class PruneSection(Section):
         """`allocation`, or what null stands for."""
         if self.allocation is not None:
             return self.allocation
-        return "multiply-adds" if self.resolved_score == "fisher" else "uniform"
+        return "balanced" if self.resolved_score == "fisher" else "uniform"
 
     @property
     def settings(self) -> Method:

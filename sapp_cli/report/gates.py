@@ -15,6 +15,7 @@ from typing import Any, Literal
 from sapp_cli.errors import GateError
 from sapp_cli.report.run import RunRecord
 from sapp_cli.report.sparsity import SparsityReport
+from sapp_cli.report.texts import targeted_text
 from sapp_cli.report.wording import counted, metric_text, percent, printable, size_text
 
 VERSION = 1
@@ -61,7 +62,7 @@ def check_sparsity(report: SparsityReport, least: float, of: Weights) -> Gate:
         "prunable": (report.model.prunable_sparsity, "of all prunable weights are zero"),
         "pruned": (
             report.pruned_block_sparsity,
-            f"of the blocks of {counted(len(report.pruned), 'pruned layer')} are removed",
+            f"of the blocks of {targeted_text(report)} are removed",
         ),
         "model": (report.model.sparsity, "of the whole model is zero"),
     }

@@ -17,7 +17,7 @@ from sapp_cli.report.page import NO_BREAK, Headline, render, templates, write_pa
 from sapp_cli.report.run import RunMetric, RunRecord
 from sapp_cli.report.sparsity import LayerSparsity, ModelSparsity, SparsityReport
 from sapp_cli.report.speed import SpeedRecord
-from sapp_cli.report.texts import work_text
+from sapp_cli.report.texts import targeted_text, work_text
 from sapp_cli.report.wording import (
     by,
     counted,
@@ -139,8 +139,9 @@ def _headline(report: SparsityReport, run: RunRecord | None) -> Iterator[Headlin
         yield Headline(
             "size, dense → block-sparse", sizes, smaller or "not smaller", "good" if smaller else "bad", True
         )
-        layers = counted(len(report.pruned), "pruned layer")
-        yield Headline("blocks removed", percent(report.pruned_block_sparsity), f"of {layers}")
+        requested = report.requested_sparsity
+        asked = "" if requested is None else f"{percent(requested)} requested, "
+        yield Headline("blocks removed", percent(report.pruned_block_sparsity), f"{asked}{targeted_text(report)}")
     else:
         yield Headline("size", size_text(model.bytes_dense), "no layer is pruned")
     if report.pruned and model.multiply_adds is not None and model.kept_multiply_adds is not None:

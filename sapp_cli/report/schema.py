@@ -33,6 +33,9 @@ def sparsity_schema() -> dict[str, Any]:
                     },
                 ),
             },
+            "requested": _strict(
+                _requested(), "only if a run gave layers a target: what was requested and what was reached"
+            ),
             "targets": _strict(
                 {"prunable_sparsity": SHARE, "sparsity": SHARE},
                 "`plan` only: what the targets come to before blocks are counted in whole numbers",
@@ -85,6 +88,25 @@ def _model() -> dict[str, Any]:
     }
 
 
+def _requested() -> dict[str, Any]:
+    budget = _strict(
+        {
+            "limit": _about(COUNT, "what the kept blocks take if each layer meets its own target"),
+            "used": _about(COUNT, "what the kept blocks take"),
+        }
+    )
+    return {
+        "sparsity": _about(SHARE, "share of the blocks of all layers with a target, weighted by block size"),
+        "reached": _about(SHARE, "the same share, as removed"),
+        "layers": _about(COUNT, "with a target, those that lost no block included"),
+        "budgets": {
+            "description": "of parameters and, if every layer was seen at work, of multiply-adds; edge blocks as whole ones",
+            "type": "object",
+            "additionalProperties": budget,
+        },
+    }
+
+
 def _layer() -> dict[str, Any]:
     return {
         "name": _about(TEXT, "as the checkpoint stores it"),
@@ -95,9 +117,9 @@ def _layer() -> dict[str, Any]:
         "kept_blocks": _about(_optional(COUNT), "blocks with anything nonzero in them"),
         "block_sparsity": _about(_optional(SHARE), "share of the blocks that is removed"),
         "sparsity": _about(SHARE, "share of the entries that is zero"),
-        "target": _about(_optional(SHARE), "of block_sparsity, as the recipe asked"),
+        "target": _about(_optional(SHARE), "requested block_sparsity; null for a layer that was not to be pruned"),
         "bytes_dense": COUNT,
-        "bytes_sparse": _about(COUNT, "stored block-sparse where pruned"),
+        "bytes_sparse": _about(COUNT, "in the smaller of its two forms, if pruned"),
         "prunable": _about(YES_OR_NO, "counts towards prunable_parameters"),
         "pruned": YES_OR_NO,
         "reason": _about(TEXT, "why it is pruned, or kept dense"),

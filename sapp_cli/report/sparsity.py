@@ -6,15 +6,18 @@ R, C: block rows and columns.  n = R·C blocks, K of them kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from typing import Any, Literal
 
-from sapp_cli.grid import BlockGrid, MatrixLayout
+from sapp_cli.grid import BlockGrid, MatrixLayout, final_count
 
 VERSION = 1
 WORK_KEYS = ("multiply_adds", "kept_multiply_adds", "multiply_adds_share")
 """Of sparsity.json, only where the model was seen at work; the last of layers only."""
+LOST_NOTHING = "lost no block"
+"""The reason of a layer that was given a target and kept all of its blocks."""
 Order = Literal["name", "sparsity", "size", "blocks"]
 
 
@@ -30,7 +33,7 @@ class LayerFacts:
     reason: str
     layout: MatrixLayout | None = None
     grid: BlockGrid | None = None
-    target: float | None = None  # share of blocks
+    target: float | None = None  # requested share of blocks
     applications: int | None = None  # times the weight is multiplied with for one example; None: not known
 
     @property
@@ -58,9 +61,9 @@ class LayerSparsity:
     kept_blocks: int | None
     block_sparsity: float | None  # share of blocks removed
     sparsity: float  # share of entries that are zero
-    target: float | None  # of block_sparsity
+    target: float | None  # requested block_sparsity; None for a layer that was not to be pruned
     bytes_dense: int
-    bytes_sparse: int  # stored block-sparse where pruned
+    bytes_sparse: int  # in the smaller of its two forms, if pruned
     prunable: bool
     pruned: bool
     reason: str
@@ -72,8 +75,25 @@ class LayerSparsity:
         return math.prod(self.shape)
 
     @property
+    def applications(self) -> int:
+        """Times the weight is applied to one example; 0 if that is not known."""
+        return (self.multiply_adds or 0) // max(1, self.parameters)
+
+    @property
     def nonzero(self) -> int:
         return round((1 - self.sparsity) * self.parameters)
+
+    @property
+    def block_size(self) -> int:
+        """Entries of one block, edge blocks as whole ones."""
+        return math.prod(self.block or ())
+
+    @property
+    def target_blocks(self) -> int | None:
+        """Blocks that the layer keeps if it meets its own target; None without a target."""
+        if self.target is None or self.blocks is None:
+            return None
+        return final_count(Fraction(repr(self.target)), self.blocks)
 
     @property
     def shown_sparsity(self) -> float:
@@ -97,6 +117,18 @@ class ModelSparsity:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What the kept blocks of all layers with a target take of one resource; edge blocks count as whole ones."""
+
+    limit: int  # what they take if each layer meets its own target
+    used: int
+
+    @property
+    def share(self) -> float:
+        return self.used / self.limit if self.limit else 0.0
+
+
+@dataclass(frozen=True)
 class SparsityReport:
     """A whole checkpoint."""
 
@@ -108,10 +140,42 @@ class SparsityReport:
         return tuple(layer for layer in self.layers if layer.pruned)
 
     @property
+    def targeted(self) -> tuple[LayerSparsity, ...]:
+        """The layers that were given a target, those that lost nothing included; without a record the pruned ones."""
+        return tuple(layer for layer in self.layers if layer.target_blocks is not None) or self.pruned
+
+    @property
     def pruned_block_sparsity(self) -> float:
-        """Share of the pruned layers' blocks that is removed; 0 where no layer is pruned."""
-        blocks = sum(layer.blocks or 0 for layer in self.pruned)
-        return _removed(sum(layer.kept_blocks or 0 for layer in self.pruned), blocks)
+        """The sparsity reached: the share of removed blocks in all layers that were given a target, weighted by block size.
+
+        0 if there is no such layer.
+        """
+        entries = sum(layer.block_size * (layer.blocks or 0) for layer in self.targeted)
+        return _removed(sum(layer.block_size * (layer.kept_blocks or 0) for layer in self.targeted), entries)
+
+    @property
+    def requested_sparsity(self) -> float | None:
+        """The same share if every layer met its own target before blocks are counted in whole numbers; None: no record."""
+        targets = [(layer.target, layer.block_size * (layer.blocks or 0)) for layer in self.targeted]
+        if not targets or any(target is None for target, _ in targets):
+            return None
+        if len({target for target, _ in targets}) == 1:
+            return targets[0][0]
+        return sum((target or 0) * entries for target, entries in targets) / sum(entries for _, entries in targets)
+
+    @property
+    def budgets(self) -> dict[str, Budget]:
+        """{"parameters": …, "multiply_adds": …}: how much of uniform targets' cost the kept blocks take.
+
+        Empty if no layer has a target; multiply-adds are missing if those of one of the layers are not known.
+        """
+        rows = [layer for layer in self.targeted if layer.target_blocks is not None]
+        if not rows:
+            return {}
+        found = {"parameters": _budget(rows, [layer.block_size for layer in rows])}
+        if all(layer.multiply_adds is not None for layer in rows):
+            found["multiply_adds"] = _budget(rows, [layer.block_size * layer.applications for layer in rows])
+        return found
 
     def ordered(self, order: Order | None) -> SparsityReport:
         """The same report, its layers by name, or the sparsest, largest or most finely divided first; None as they are."""
@@ -126,7 +190,15 @@ class SparsityReport:
     def as_json(self) -> dict[str, Any]:
         """The document of sparsity.json."""
         layers = [_known({**asdict(layer), "multiply_adds_share": self.share(layer)}) for layer in self.layers]
-        return {"version": VERSION, "model": _known(asdict(self.model)), "layers": layers}
+        document: dict[str, Any] = {"version": VERSION, "model": _known(asdict(self.model)), "layers": layers}
+        if self.requested_sparsity is not None:
+            document["requested"] = {
+                "sparsity": self.requested_sparsity,
+                "reached": self.pruned_block_sparsity,
+                "layers": len(self.targeted),
+                "budgets": {name: asdict(budget) for name, budget in self.budgets.items()},
+            }
+        return document
 
     def share(self, layer: LayerSparsity) -> float | None:
         """Of all multiply-adds that are left, this layer's share."""
@@ -186,7 +258,8 @@ def block_sparse_bytes(grid: BlockGrid, kept: int, itemsize: int) -> int:
 
 def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
     grid, dense = facts.grid, facts.parameters * facts.itemsize
-    pruned = facts.pruned if facts.pruned is not None else grid is not None and counts.kept_blocks < grid.count
+    lost = grid is not None and counts.kept_blocks < grid.count
+    pruned = lost if facts.pruned is None else facts.pruned and (lost or grid is None)
     entries = min(facts.parameters, counts.kept_blocks * math.prod(grid.block)) if pruned and grid else facts.parameters
     return LayerSparsity(
         name=facts.name,
@@ -199,12 +272,22 @@ def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
         sparsity=_removed(counts.nonzero, facts.parameters),
         target=facts.target,
         bytes_dense=dense,
-        bytes_sparse=block_sparse_bytes(grid, counts.kept_blocks, facts.itemsize) if pruned and grid else dense,
+        bytes_sparse=min(dense, block_sparse_bytes(grid, counts.kept_blocks, facts.itemsize))
+        if pruned and grid
+        else dense,
         prunable=facts.prunable,
         pruned=pruned,
-        reason=facts.reason,
+        reason=facts.reason if pruned or not facts.pruned else LOST_NOTHING,
         multiply_adds=None if facts.applications is None else facts.applications * facts.parameters,
         kept_multiply_adds=None if facts.applications is None else facts.applications * entries,
+    )
+
+
+def _budget(layers: Sequence[LayerSparsity], costs: Sequence[int]) -> Budget:
+    pairs = list(zip(layers, costs, strict=True))
+    return Budget(
+        limit=sum((layer.target_blocks or 0) * cost for layer, cost in pairs),
+        used=sum((layer.kept_blocks or 0) * cost for layer, cost in pairs),
     )
 
 

@@ -33,7 +33,7 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
     model = report.model
     smaller = times_smaller(model.bytes_dense, model.bytes_sparse)
     totals = [
-        (f"blocks removed in {counted(len(report.pruned), 'pruned layer')}", percent(report.pruned_block_sparsity)),
+        (f"blocks removed in {targeted_text(report)}", reached_text(report)),
         ("zeros in all prunable weights", percent(model.prunable_sparsity)),
         ("zeros in the whole model", percent(model.sparsity)),
         ("weights, dense", size_text(model.bytes_dense)),
@@ -85,6 +85,24 @@ def layer_cells(layer: LayerSparsity) -> tuple[str, ...]:
         size_text(layer.bytes_dense),
         size_text(layer.bytes_sparse) if layer.pruned else "–",
     )
+
+
+def targeted_text(report: SparsityReport) -> str:
+    """As in "72 pruned layers", or "70 of 72 layers" if some of those with a target lost no block."""
+    pruned, targeted = len(report.pruned), len(report.targeted)
+    return counted(pruned, "pruned layer") if pruned == targeted else f"{pruned} of {counted(targeted, 'layer')}"
+
+
+def reached_text(report: SparsityReport) -> str:
+    """As in "80.1 % (80.0 % requested)"; the share alone if no record says what was requested."""
+    reached, requested = percent(report.pruned_block_sparsity), report.requested_sparsity
+    return reached if requested is None else f"{reached} ({percent(requested)} requested)"
+
+
+def budgets_text(report: SparsityReport) -> str:
+    """As in "99.8 % of the parameters and 97.1 % of the multiply-adds that uniform targets take"; "" without targets."""
+    parts = [f"{percent(budget.share)} of the {name.replace('_', '-')}" for name, budget in report.budgets.items()]
+    return f"{' and '.join(parts)} that uniform targets take" if parts else ""
 
 
 def work_cells(layer: LayerSparsity, report: SparsityReport) -> tuple[str, str]:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from sapp_cli.core.selection import final_count, ramp_count, topk_blocks, uniform
+from sapp_cli.core.selection import ramp_count, topk_blocks, uniform
+from sapp_cli.grid import final_count
 from sapp_cli.recipe.prune_section import exact
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sapp_cli.core.schedule import Phase
-from sapp_cli.core.selection import final_count
+from sapp_cli.grid import final_count
 from sapp_cli.pruner import Pruner
 
 STEPS = 20

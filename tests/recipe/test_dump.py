@@ -96,7 +96,7 @@ def test_the_annotated_recipe_names_the_origin_of_each_value(tmp_path):
     assert "  steps: 7                       # --steps" in printed
     assert "  epochs: null                   # --steps" in printed
     assert "  score: null                    # default: fisher" in printed
-    assert "  allocation: null               # default: multiply-adds" in printed
+    assert "  allocation: null               # default: balanced" in printed
     assert printed[-6:-3] == [
         "  rules:",
         "    - match: '*.bias'            # r.yaml:5",

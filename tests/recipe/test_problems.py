@@ -11,7 +11,7 @@ from sapp_cli.recipe.load import Flag, load_recipe
 from sapp_cli.recipe.trainer_names import TRAINER_NAMES
 
 COUNT = "a whole number of at least 1"
-SHARE_OF_BLOCKS = "a number from 0 to below 1 (Share of the blocks of each pruned layer that is removed)"
+SHARE_OF_BLOCKS = "a number from 0 to below 1 (Share of the blocks of all pruned layers that is removed)"
 MIN_BLOCKS = f"{COUNT} (Layers with fewer blocks stay dense (the paper's rule))"
 SEED = "a whole number from 0 to 4294967295 (Of everything drawn at random)"
 PHASES = "fine-tune, paper, criteo or a mapping of dense, rounds, last_round, final_sparse, exponent"

@@ -46,7 +46,7 @@ def test_the_headline_figures(page):
     for figure in (
         "39 parameters; 1 of 2 prunable layers are pruned, with magnitude in 40 steps",
         "156 B → 112 B 1.4× smaller",
-        "blocks removed 66.7 % of 1 pruned layer",
+        "blocks removed 66.7 % 65.0 % requested, 1 pruned layer",
         "zeros in prunable weights 44.4 % of 36",
         "zeros in the whole model 43.6 % of 39",
         "accuracy (higher is better) 0.9700 → 0.9600 0.0100 worse",

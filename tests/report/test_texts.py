@@ -40,7 +40,7 @@ def test_markdown_of_an_output(tmp_path):
         "\n"
         "|  |  |\n"
         "| --- | ---: |\n"
-        "| blocks removed in 1 pruned layer | 66.7 % |\n"
+        "| blocks removed in 1 pruned layer | 66.7 % (65.0 % requested) |\n"
         "| zeros in all prunable weights | 44.4 % |\n"
         "| zeros in the whole model | 43.6 % |\n"
         "| weights, dense | 156 B |\n"

@@ -77,12 +77,16 @@ def test_the_budget_is_that_of_uniform_targets(digits, tmp_path):
     result = prune(settings, digits / "dense.safetensors", tmp_path / "out", Interrupting())
     layers = {layer.name: layer for layer in result.report.pruned}
     uniform = {"hidden1.weight": 512 - 461, "hidden2.weight": 4096 - 3687, "output.weight": 1280 - 1152}
-    assert {name: layer.target for name, layer in layers.items()} == dict.fromkeys(uniform)
+    assert {name: layer.target for name, layer in layers.items()} == dict.fromkeys(uniform, 0.9)
     budget = 64 * uniform["hidden1.weight"] + 64 * uniform["hidden2.weight"] + 4 * uniform["output.weight"]
     spent = sum(layer.kept_blocks * layer.block[0] * layer.block[1] for layer in layers.values())
     assert budget - 4 < spent <= budget
     assert all(layers[name].kept_blocks >= -(-count // 5) for name, count in uniform.items())
     assert any(layers[name].kept_blocks != count for name, count in uniform.items())
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["block_costs"] == {"hidden1.weight": 64, "hidden2.weight": 64, "output.weight": 4}
+    assert manifest["block_costs"] == {
+        "hidden1.weight": {"parameters": 64},
+        "hidden2.weight": {"parameters": 64},
+        "output.weight": {"parameters": 4},
+    }
     assert set(load_file(tmp_path / "out" / "model.safetensors"))
