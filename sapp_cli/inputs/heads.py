@@ -37,7 +37,7 @@ OTHERS = ("HeadsModel", "EncoderDecoderModel", "WithLMHeadModel")
 def architecture_of(config: Mapping[str, Any] | None) -> str | None:
     """The class that config.json names first, if it names one."""
     names = (config or {}).get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else None
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
 
 def head_of(architecture: str) -> Head | None:

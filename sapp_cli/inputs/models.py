@@ -6,6 +6,7 @@ are read by sapp's own checked readers, whatever their format; libraries only ge
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from sapp_cli.bits import TORCH_DTYPES, from_bits
+from sapp_cli.checkpoint.damage import quoted
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.errors import CheckpointError, SettingError, UsageError
+from sapp_cli.inputs.config_sizes import does_not_fit, require_layers, require_shapes, require_sizes
+from sapp_cli.inputs.heads import architecture_of
 from sapp_cli.inputs.hugging_face import offline_transformers
 from sapp_cli.recipe.factory import call_factory, load_factory
 from sapp_cli.recipe.schema import ModelSection
@@ -125,9 +129,12 @@ def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[
 
 def _class_and_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Any, Any]:
     """The class of transformers that config.json names, and the configuration as an object of the library's."""
+    require_sizes(checkpoint, config)
     with offline_transformers() as transformers:
         built = _config(transformers, checkpoint, dict(config))
-        return _model_class(transformers, checkpoint, dict(config), built), built
+        cls = _model_class(transformers, checkpoint, dict(config), built)
+        require_shapes(checkpoint, partial(cls, built), partial(candidate_names, prefix=cls.base_model_prefix))
+        return cls, built
 
 
 def built_by_library(checkpoint: Checkpoint, cls: Any, config: Any, state: Mapping[str, Tensor]) -> Built:
@@ -152,16 +159,15 @@ def built_by_library(checkpoint: Checkpoint, cls: Any, config: Any, state: Mappi
         f"'{key[0]}' is {tuple(key[1])}, the model wants {tuple(key[2])}" for key in sorted(info["mismatched_keys"])
     ]
     if mismatched:
-        raise CheckpointError(
-            f"{checkpoint.path} does not fit the {cls.__name__} of its config.json:\n"
-            + "\n".join(f"  {text}" for text in mismatched[:8])
-        )
+        raise does_not_fit(checkpoint, cls, mismatched)
     missing = set(info["missing_keys"]) & {name for name, _ in model.named_parameters()}
     if missing >= {name for name, _ in model.named_parameters()}:
         raise CheckpointError(
             f"{checkpoint.path}: none of its {len(state)} tensors has a name that {cls.__name__} knows, "
             f"e.g. {_some(set(state))}; is config.json the right one?"
         )
+    names_of = partial(candidate_names, prefix=cls.base_model_prefix)
+    require_layers(checkpoint, model, missing, set(info["unexpected_keys"]), names_of)
     return Built(model.float(), missing)
 
 
@@ -177,18 +183,31 @@ def _config(transformers: Any, checkpoint: Checkpoint, config: dict[str, Any]) -
             f"{checkpoint.path}/config.json: model_type '{model_type}' is unknown to transformers {transformers.__version__}; "
             "update it, or name a callable in the recipe: model.factory: file.py:function"
         )
-    return transformers.CONFIG_MAPPING[model_type].from_dict(config)
+    try:
+        return transformers.CONFIG_MAPPING[model_type].from_dict(config)
+    except Exception as error:  # whatever the library makes of a value of another type
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{checkpoint.path}/config.json: transformers {transformers.__version__} cannot use it: {reason}; take the "
+            "config.json that belongs to these weights"
+        ) from error
 
 
 def _model_class(transformers: Any, checkpoint: Checkpoint, config: dict[str, Any], built: Any) -> Any:
     """The class that config.json names first; the bare model of the type where it names none."""
-    architectures = config.get("architectures") or []
-    if architectures:
-        cls = getattr(transformers, str(architectures[0]), None)
-        if cls is not None and issubclass(cls, transformers.PreTrainedModel):
+    named = config.get("architectures")
+    if named:
+        name = architecture_of(config)
+        if name is None:
+            raise CheckpointError(
+                f"{checkpoint.path}/config.json: architectures is {json.dumps(named)}, expected a list with the name of a "
+                "class of transformers; take the config.json that belongs to these weights"
+            )
+        cls = getattr(transformers, name, None)
+        if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
             return cls
         raise CheckpointError(
-            f"{checkpoint.path}/config.json: transformers {transformers.__version__} has no model class '{architectures[0]}'"
+            f"{checkpoint.path}/config.json: transformers {transformers.__version__} has no model class {quoted(name)}"
         )
     return transformers.MODEL_MAPPING[type(built)]
 

@@ -14,7 +14,7 @@ from torch import nn
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.errors import ResourceError
 from sapp_cli.inputs.data import DataSets, load_data
-from sapp_cli.inputs.heads import require_head
+from sapp_cli.inputs.heads import architecture_of, require_head
 from sapp_cli.inputs.models import LoadedModel, load_model
 from sapp_cli.inputs.sources import require_sources
 from sapp_cli.layers import decide_layers
@@ -42,8 +42,7 @@ class Run:
     @property
     def architecture(self) -> str | None:
         """The class that config.json names."""
-        names = (self.checkpoint.config or {}).get("architectures")
-        return str(names[0]) if names else None
+        return architecture_of(self.checkpoint.config)
 
     def evaluate(self, model: nn.Module, teacher: nn.Module | None, *, alone: bool = False) -> dict[str, float]:
         """The metrics of a model on all validation rows, shared out among the processes unless this one is `alone`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
 from tests.checkpoint.files import entry, frame
 from tests.cli.mistakes.setups import changed, put, settings, world
@@ -205,6 +206,15 @@ settings("an unknown kind of model", "bert/config.json", model_type="berd")
 settings("a model without a head", "bert/config.json", architectures=["BertModel"])
 settings("a model without a head, and no word of it", "bare/config.json", architectures=None)
 settings("a class that is not there", "bert/config.json", architectures=["BertForNothing"])
+settings("a class that is something else of the library", "bert/config.json", architectures=["pipeline"])
+settings("a class that is an object", "bert/config.json", architectures={"a": 1})
+settings("a count that is a fraction", "bert/config.json", num_attention_heads=4.5)
+settings("ten million layers", "bert/config.json", num_hidden_layers=10_000_000)
+settings("more layers than the weights have", "bert/config.json", num_hidden_layers=4)
+settings("fewer layers than the weights have", "bert/config.json", num_hidden_layers=1)
+settings("a width that no weight has", "bert/config.json", hidden_size=4_000_000_000)
+settings("more classes than memory holds", "bert/config.json", num_labels=1_000_000_000)
+settings("positions for a whole library", "bert/config.json", max_position_embeddings=10**11)
 settings("a model with code of its own", "bert/config.json", auto_map={"AutoModel": "code.Model"}, model_type="mine")
 changed(
     "names of another model", lambda old: {f"x{n}": v for n, v in enumerate(old.values())}, "bert/model.safetensors"
@@ -312,3 +322,12 @@ def _(folder: Path) -> None:
     (folder / "model/model-00002-of-00002.safetensors").write_bytes(
         frame({"__metadata__": sparse, **TRIPLE}, ONES + FIRST)
     )
+
+
+@world("a large model, and names of another")
+def _(folder: Path) -> None:
+    tensors = load_file(folder / "bert" / "model.safetensors")
+    (folder / "bert" / "model.safetensors").unlink()
+    save_file({f"x{number}": value for number, value in enumerate(tensors.values())}, folder / "bert/model.safetensors")
+    config = json.loads((folder / "bert" / "config.json").read_text())
+    (folder / "bert" / "config.json").write_text(json.dumps({**config, "vocab_size": 10**6}))
