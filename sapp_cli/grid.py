@@ -55,6 +55,12 @@ class MatrixLayout:
         return tuple(self.shape[axis] for axis in self.axes)
 
     @property
+    def moves_no_entry(self) -> bool:
+        """True if a tensor and its matrix have their entries in one order, as for a 1×1 or a depthwise convolution."""
+        moved = [axis for axis in self.axes if self.shape[axis] > 1]
+        return moved == sorted(moved)
+
+    @property
     def matrix(self) -> tuple[int, int]:
         """(out, in)."""
         rows, *columns = self.permuted_shape

@@ -85,8 +85,21 @@ def as_matrix(weight: Tensor, layout: MatrixLayout) -> Tensor:
 
 
 def from_matrix(matrix: Tensor, layout: MatrixLayout) -> Tensor:
-    """The inverse of `as_matrix`: (out, in) -> the weight's own shape, a view."""
+    """The inverse of `as_matrix`: (out, in) -> the weight's own shape, a view with the strides of the matrix."""
+    if layout.moves_no_entry:
+        return matrix.reshape(layout.shape)
     return matrix.reshape(layout.permuted_shape).permute(layout.inverse_axes)
+
+
+def with_strides_of(like: Tensor, weight: Tensor) -> Tensor:
+    """The weight with the strides of `like`, a tensor of the same shape: a copy if it has others; differentiable.
+
+    torch picks a convolution by the strides of its weight, and two convolutions round differently.
+    """
+    strides = like.stride()
+    if weight.stride() == strides or 0 in strides:  # no copy can be written into memory that overlaps
+        return weight
+    return weight.new_empty_strided(weight.shape, strides).copy_(weight)
 
 
 def as_blocks(matrix: Tensor, grid: BlockGrid) -> Tensor:

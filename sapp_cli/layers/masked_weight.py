@@ -18,6 +18,7 @@ from sapp_cli.core.masks import (
     scale_blocks,
     scatter_blocks,
     spread,
+    with_strides_of,
 )
 from sapp_cli.core.workspace import Workspace
 from sapp_cli.grid import BlockGrid, MatrixLayout
@@ -78,7 +79,7 @@ class MaskedWeight(nn.Module):
             # Whoever asks for the whole weight gets it, and its gradient reaches the blocks.
             matrix = scatter_blocks(self.kept.values, self.keep, self.grid)
         matrix = scale_blocks(matrix, self.block_scale(matrix), self.grid, self.workspace)
-        weight = from_matrix(matrix, self.layout)
+        weight = with_strides_of(theta, from_matrix(matrix, self.layout))
         if self.round_to is not None:
             weight = weight.to(self.round_to)
         return weight.to(theta.dtype)
@@ -89,7 +90,7 @@ class MaskedWeight(nn.Module):
             return weight
         self.encoded = True
         matrix = self.method.encode(as_matrix(weight.detach(), self.layout), self.grid)
-        return from_matrix(matrix, self.layout).to(weight.dtype)
+        return with_strides_of(weight, from_matrix(matrix, self.layout).to(weight.dtype))
 
     @torch.no_grad()
     def fold(self, theta: Tensor) -> Tensor:
@@ -97,4 +98,4 @@ class MaskedWeight(nn.Module):
         matrix = as_matrix(theta.float(), self.layout)
         matrix = scale_blocks(matrix, self.block_scale(matrix), self.grid)
         matrix = torch.where(spread(self.keep, self.grid), matrix, 0.0)
-        return from_matrix(matrix, self.layout)
+        return with_strides_of(theta, from_matrix(matrix, self.layout))

@@ -98,14 +98,63 @@ def tolerance(x):
     return {"rtol": 2e-2, "atol": 2e-2} if x.dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
 
 
-def test_attaching_leaves_the_outputs_unchanged(cell, method):
+def test_attaching_leaves_outputs_and_gradients_unchanged(cell, method):
     model, x, make = cell
-    before = model(x)
+    before, gradients_before = outputs_and_gradients(model, x)
     make(model)
-    if method == "powerprop":  # ‖θ‖·θ rounds
-        torch.testing.assert_close(model(x), before, **tolerance(x))
+    after, gradients = outputs_and_gradients(model, x)
+    if method == "powerprop":  # ‖θ‖·θ rounds, and its gradient is another one
+        torch.testing.assert_close(after, before, **tolerance(x))
     else:
-        assert torch.equal(model(x), before)
+        assert torch.equal(after, before)
+        for name, gradient in gradients_before.items():
+            assert torch.equal(gradients[name], gradient), name
+
+
+def outputs_and_gradients(model, x):
+    """What the model computes, and the gradients of its input and parameters by their names in the plain model."""
+    x = x.clone().requires_grad_()
+    y = model(x)
+    named = {"x": x, **dict(model.named_parameters())}
+    gradients = torch.autograd.grad(y.float().square().mean(), list(named.values()))
+    plain = [name.replace("parametrizations.", "").removesuffix(".original") for name in named]
+    return y, dict(zip(plain, gradients, strict=True))
+
+
+CONVOLUTIONS = {
+    "1x1": lambda: nn.Conv2d(8, 12, 1),
+    "depthwise": lambda: nn.Conv2d(8, 8, 3, groups=8),
+    "3x3": lambda: nn.Conv2d(8, 12, 3),
+    "3x3x3": lambda: nn.Conv3d(8, 12, 3),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("make", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_a_convolution_keeps_its_memory_format(make, channels_last, method):
+    # torch picks a convolution by the strides of input and weight, also by those of axes of length 1.
+    torch.manual_seed(0)
+    conv = make()
+    model = nn.Sequential(conv)
+    if channels_last:
+        conv.to(memory_format=torch.channels_last if isinstance(conv, nn.Conv2d) else torch.channels_last_3d)
+    x = torch.randn(4, 8, *(5 for _ in conv.kernel_size))
+    strides, before = conv.weight.stride(), conv(x)
+    pruner = Pruner(model, {"method": method, "block_size": 1, "sparsity": 0.5, "min_blocks": 1}, STEPS)
+    theta = conv.parametrizations.weight.original
+    assert (conv.weight.stride(), theta.stride()) == (strides, strides)
+    assert pruner.fold()["0.weight"].stride() == strides
+    if method != "powerprop":
+        assert torch.equal(conv(x), before)
+    run(model, pruner, x)
+    assert (conv.weight.stride(), theta.stride()) == (strides, strides)
+
+
+def test_a_format_that_is_set_after_attaching_is_followed():
+    conv = nn.Conv2d(8, 12, 3)
+    Pruner(nn.Sequential(conv), {"block_size": 4, "sparsity": 0.5, "min_blocks": 1}, STEPS)
+    conv.to(memory_format=torch.channels_last)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_gradients_reach_weights_and_logits(cell, method):

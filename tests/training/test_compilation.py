@@ -58,6 +58,14 @@ def test_a_mask_that_changes_compiles_nothing_again(method, wide):
     assert len(graphs) == 1
 
 
+def test_a_compiled_convolution_gets_its_weight_in_the_memory_format_it_had():
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(8, 12, 3), torch.randn(4, 8, 5, 5)
+    before = conv(x)
+    sapp.Pruner(nn.Sequential(conv), {"block_size": 4, "sparsity": 0.5, "min_blocks": 1}, STEPS)
+    assert torch.equal(torch.compile(conv, backend=aot_eager, fullgraph=True)(x), before)
+
+
 def test_a_compiled_run_has_the_losses_of_one_that_is_not():
     settings = recipe(train={"compile": True, "accumulate": 2, "clip_norm": 1.0, "evaluate_every": 7})
     if shutil.which(COMPILERS[sys.platform]) is None:  # then this is what there is to say
