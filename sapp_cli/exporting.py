@@ -16,17 +16,15 @@ import numpy as np
 from sapp_cli._version import __version__
 from sapp_cli.checkpoint.export import SPARSE_FOLDER, Blocks, Layout, export_checkpoint
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
-from sapp_cli.checkpoint.lock import locked
 from sapp_cli.checkpoint.output import (
     MANIFEST,
     MARKER,
-    check_output,
     copy_companions,
     is_output,
-    output_folder,
     sha256_file,
     write_json,
 )
+from sapp_cli.checkpoint.output_folder import check_output, output_folder
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.checkpoint.statistics import block_statistics
 from sapp_cli.checkpoint.write import disk_errors
@@ -69,11 +67,13 @@ def export(
     block: tuple[int, int] | None = None,
     max_shard_bytes: int | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> ExportResult:
     """Write the checkpoint at `path` to OUT in this layout. `block`: for weights that no run has decided on; else 16×16.
 
     OUT appears whole or not at all, and is an output like any other: it has hashes, a report and what a run left in its
-    source. Raises UsageError where nothing could be block-sparse, CheckpointError for a damaged source.
+    source. `say` gets a line for what a killed run left behind and is put back. Raises UsageError where nothing could be
+    block-sparse, CheckpointError for a damaged source.
     """
     check_output(out, path, overwrite)
     source = open_checkpoint(path)
@@ -86,7 +86,7 @@ def export(
         raise UsageError(
             f"{path}: no weight becomes smaller without its zero blocks of {size}; try a smaller --block-size, or prune first"
         )
-    with locked(out), output_folder(out, path, overwrite) as staged:
+    with output_folder(out, path, overwrite, say) as staged:
         companions = copy_companions(home, staged) if home is not None else []
         files = export_checkpoint(source, staged, layout, _lookup(blocks), max_shard_bytes)
         names = [file.relative_to(staged).as_posix() for file in files]
@@ -156,5 +156,4 @@ def _manifest(source: Checkpoint, home: Path | None, outputs: Mapping[str, str])
     if home is not None and is_output(home):
         run = read_object(home / MANIFEST, "the manifest", CONFIG_LIMIT)
         return {**run, "outputs": dict(outputs), "exported_with": __version__}
-    inputs = {file.path.name: sha256_file(file.path) for file in source.files}
-    return {"version": VERSION, MARKER: __version__, "inputs": inputs, "outputs": dict(outputs), "metrics": {}}
+    return {"version": VERSION, MARKER: __version__, "inputs": source.hashes(), "outputs": dict(outputs), "metrics": {}}

@@ -40,7 +40,7 @@ def locked(out: Path, warn: Callable[[str], None] = lambda text: None) -> Iterat
     no locks.
     """
     out = out.expanduser().resolve()
-    path = out.with_name(f".{out.name}.sapp-lock")
+    path = _lock_file(out)
     if path in _held:
         yield
         return
@@ -57,6 +57,21 @@ def locked(out: Path, warn: Callable[[str], None] = lambda text: None) -> Iterat
             with suppress(OSError):
                 for folder in missing:
                     folder.rmdir()
+
+
+def holds(out: Path) -> bool:
+    """True if this process has locked OUT; False also within `locked` on a disk without locks."""
+    handle = _held.get(_lock_file(out.expanduser().resolve()))
+    try:
+        if handle is not None:
+            _flock(handle)  # once more, which changes nothing
+    except OSError:
+        return False
+    return handle is not None
+
+
+def _lock_file(out: Path) -> Path:
+    return out.with_name(f".{out.name}.sapp-lock")
 
 
 def _acquire(path: Path, out: Path, warn: Callable[[str], None]) -> int:

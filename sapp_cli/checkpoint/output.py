@@ -1,21 +1,18 @@
-"""The output folder: built beside its place, then renamed, so that OUT is there whole or not at all."""
+"""An output of sapp: how it is known, the JSON and the hashes in it, and what is copied into it from beside the weights."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sapp_cli.checkpoint.damage import damaged
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
-from sapp_cli.checkpoint.write import disk_errors, replacing, space_errors, sync_folder
-from sapp_cli.errors import CheckpointError, ResourceError, UsageError
+from sapp_cli.checkpoint.write import disk_errors, replacing
+from sapp_cli.errors import CheckpointError, ResourceError
 
 MANIFEST = "manifest.json"
 MARKER = "sapp_version"
@@ -30,77 +27,10 @@ WRITTEN_BY_SAPP = frozenset(
 )
 
 
-@contextmanager
-def output_folder(out: Path, checkpoint: Path, overwrite: bool = False) -> Iterator[Path]:
-    """An empty staging folder beside `out`; it becomes `out` when the block ends, and vanishes if the block raises.
-
-    With `overwrite` an output of sapp that stands at `out` is moved aside, replaced and only then removed. Raises
-    UsageError, before anything is written, where `out` exists, is no output of sapp, or overlaps with the checkpoint;
-    ResourceError where the disk does not take it.
-    """
-    out = out.expanduser().resolve()
-    check_output(out, checkpoint, overwrite)
-    staged = out.with_name(f".{out.name}.sapp-new-{os.getpid()}")
-    with disk_errors(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staged, ignore_errors=True)  # of a process that had the same number and was killed
-        staged.mkdir()
-    try:
-        with space_errors(out.parent):
-            yield staged
-        with disk_errors(out.parent):
-            _replace(staged, out)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)  # nothing is left of it on success
-
-
-def check_output(out: Path, checkpoint: Path, overwrite: bool) -> None:
-    """Raise UsageError if `out` cannot become the output for this checkpoint; writes nothing."""
-    check_place(out, checkpoint)
-    out, source = out.expanduser().resolve(), checkpoint.expanduser().resolve()
-    if source.is_relative_to(out):
-        raise UsageError(f"{out}: the checkpoint lies inside the output's folder; give another folder with -o")
-    with disk_errors(out.parent):
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-            return
-    if not overwrite:
-        raise UsageError(f"{out}: exists already; give another folder with -o, or --overwrite to replace it")
-    if not is_output(out):
-        raise UsageError(f"{out}: --overwrite replaces only outputs of sapp, and this has no {MANIFEST} of sapp in it")
-
-
-def check_place(out: Path, checkpoint: Path) -> None:
-    """Raise UsageError if no folder can be made at `out`, or only one inside the checkpoint; writes nothing."""
-    for path in (out, checkpoint):
-        _check_links(path)
-    out, source = out.expanduser().resolve(), checkpoint.expanduser().resolve()
-    if out == source:
-        raise UsageError(f"{out}: the output is the checkpoint itself; give another folder with -o")
-    if source.is_dir() and out.is_relative_to(source):
-        raise UsageError(f"{out}: the output lies inside the checkpoint's folder; give another folder with -o")
-    with disk_errors(out.parent):
-        if out.is_file():
-            raise UsageError(f"{out}: is a file; give a folder with -o")
-        above = next((parent for parent in out.parents if parent.is_file()), None)
-        if above is not None:
-            raise UsageError(f"{out}: {above} is a file, so nothing can lie in it; give another folder with -o")
-
-
-def _check_links(path: Path) -> None:
-    """Raise UsageError where links lead round in a circle, which Path.resolve tells otherwise in every version of Python."""
-    try:
-        path.expanduser().stat()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise UsageError(f"{path}: is a link that leads back to itself; give another path") from None
-    except RuntimeError:
-        raise UsageError(f"{path}: there is no user {path.parts[0]}; give the folder itself") from None
-
-
 def is_output(folder: Path) -> bool:
-    """True for a folder that sapp wrote: its manifest.json has the marker."""
+    """True for a folder with a manifest.json of sapp. Other files in it may be anybody's (ownership.py)."""
     try:
-        return MARKER in read_object(folder / MANIFEST, "the manifest", CONFIG_LIMIT)
+        return isinstance(read_object(folder / MANIFEST, "the manifest", CONFIG_LIMIT).get(MARKER), str)
     except CheckpointError:
         return False
 
@@ -144,7 +74,7 @@ def copy_companions(source: Path, out: Path) -> list[str]:
     """
     copied = []
     for relative in _companions(source):
-        target = Path("README.source.md") if relative == Path("README.md") else relative
+        target = _name_in_output(relative)
         _check_link(source, relative)
         with disk_errors(out):
             (out / target).parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +89,11 @@ def check_companions(source: Path) -> None:
         _check_link(source, relative)
 
 
+def companion_copies(source: Path) -> dict[str, Path]:
+    """{path below OUT: the file in the source that `copy_companions` copies there}."""
+    return {_name_in_output(relative).as_posix(): source / relative for relative in _companions(source)}
+
+
 def _companions(source: Path) -> list[Path]:
     """What lies beside the weights and goes along, relative to the folder."""
     ours = is_output(source)
@@ -171,26 +106,9 @@ def _companions(source: Path) -> list[Path]:
     ]
 
 
-def _replace(staged: Path, out: Path) -> None:
-    """Put `staged` in the place of `out`. What stood there is removed last, and put back if anything fails."""
-    if not out.exists():
-        staged.rename(out)
-    elif not any(out.iterdir()):
-        out.rmdir()
-        staged.rename(out)
-    else:
-        aside = out.with_name(f".{out.name}.sapp-old-{os.getpid()}")
-        try:
-            out.rename(aside)
-            staged.rename(out)
-        except BaseException:
-            with suppress(OSError):
-                if aside.exists() and not out.exists():
-                    aside.rename(out)
-            raise
-        sync_folder(out.parent)
-        shutil.rmtree(aside, ignore_errors=True)
-    sync_folder(out.parent)
+def _name_in_output(companion: Path) -> Path:
+    """Our README.md is the card; the source's becomes README.source.md."""
+    return Path("README.source.md") if companion == Path("README.md") else companion
 
 
 def _files_below(folder: Path, relative: Path = Path()) -> Iterator[Path]:

@@ -8,6 +8,7 @@ the rest          the tensors' bytes, without holes or overlaps; data_offsets co
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, absence, damaged, quoted
 from sapp_cli.checkpoint.dtypes import DTYPES, PACKED
 from sapp_cli.checkpoint.json_text import parse_object
-from sapp_cli.checkpoint.tensor_file import Read, TensorFile, TensorInfo
+from sapp_cli.checkpoint.tensor_file import FileIdentity, Read, TensorFile, TensorInfo
 
 HEADER_LIMIT = 100_000_000  # the format's own
 MAX_AXES = 32  # NumPy 1's
@@ -35,11 +36,11 @@ class SafetensorsFile(TensorFile):
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        text, data_start, size = _read_header(self.path)
+        text, data_start, self.identity = _read_header(self.path)
         header = parse_object(text, self.path, "the header")
         self.metadata = _checked_metadata(header.pop("__metadata__", None), self.path)
         self.tensors = {name: _checked_entry(name, entry, data_start, self.path) for name, entry in header.items()}
-        _check_coverage(self.tensors, data_start, size, self.path)
+        _check_coverage(self.tensors, data_start, self.identity.size, self.path)
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Read]:
@@ -63,16 +64,18 @@ class SafetensorsFile(TensorFile):
         except OSError as error:
             raise damaged(self.path, f"cannot be read: {error.strerror}", name) from None
         with file:
+            self.require_unchanged(os.fstat(file.fileno()))
             yield read
 
 
-def _read_header(path: Path) -> tuple[bytes, int, int]:
-    """(the header's text, where the data begins, size of the file)."""
+def _read_header(path: Path) -> tuple[bytes, int, FileIdentity]:
+    """(the header's text, where the data begins, which file it is)."""
     try:
         if not path.is_file():  # a pipe would block for ever
             raise damaged(path, absence(path))
         with path.open("rb") as file:
-            size = path.stat().st_size
+            identity = FileIdentity.of(os.fstat(file.fileno()))
+            size = identity.size
             start = file.read(8)
             if len(start) < 8:
                 raise damaged(path, f"is not a safetensors file: it has {size} bytes; {AGAIN}")
@@ -92,7 +95,7 @@ def _read_header(path: Path) -> tuple[bytes, int, int]:
         raise damaged(path, "the file became shorter while it was read")
     if not text.startswith(b"{"):
         raise damaged(path, f"is not a safetensors file: its header does not begin with '{{'; {AGAIN}")
-    return text, 8 + length, size
+    return text, 8 + length, identity
 
 
 def _checked_metadata(metadata: Any, path: Path) -> dict[str, str]:

@@ -65,6 +65,16 @@ class Checkpoint:
         """Bytes of all stored tensors."""
         return sum(info.nbytes for info in self.tensors.values())
 
+    def require_unchanged(self, hashes: Mapping[str, str]) -> None:
+        """Raise CheckpointError if a file is another than the one that was opened; not if it is gone, or has this SHA-256."""
+        for file in self.files:
+            if file.path.exists():
+                file.require_unchanged(sha256=hashes[file.path.name])
+
+    def hashes(self) -> dict[str, str]:
+        """{name of each file: SHA-256}, of the very files that were opened."""
+        return {file.path.name: file.sha256() for file in self.files}
+
     def file(self, name: str) -> TensorFile:
         """The file of a stored tensor, or of a block-sparse weight."""
         found = self._file_of.get(name) or self._block_sparse_file.get(name)

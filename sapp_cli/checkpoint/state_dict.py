@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, absence, damaged
-from sapp_cli.checkpoint.tensor_file import Read, TensorFile, TensorInfo
+from sapp_cli.checkpoint.tensor_file import FileIdentity, Read, TensorFile, TensorInfo
 from sapp_cli.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ class StateDictFile(TensorFile):
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.metadata = {}
+        before = _identity(self.path)
         entries, self.ignored = _entries(_load(self.path))
+        self.identity = before or FileIdentity.of(self.path.stat())
+        self.require_unchanged()
         self._tensors: dict[str, torch.Tensor] = {}
         tied: dict[str, str] = {}
         first: dict[tuple[Any, ...], str] = {}
@@ -66,6 +69,7 @@ class StateDictFile(TensorFile):
         import torch
 
         info = self.info(name)
+        self.require_unchanged()  # a mapped file that became shorter ends the process: SIGBUS
         try:
             tensor = self._tensors[name].detach().resolve_conj().resolve_neg().contiguous()
         except RuntimeError:
@@ -73,9 +77,17 @@ class StateDictFile(TensorFile):
         flat = tensor.reshape(-1).view(torch.uint8).numpy()
 
         def read(offset: int, buffer: npt.NDArray[np.uint8]) -> None:
+            self.require_unchanged()
             buffer[:] = flat[offset : offset + buffer.nbytes]
 
         yield read
+
+
+def _identity(path: Path) -> FileIdentity | None:
+    """None for a file that is not there, which `_load` says."""
+    with suppress(OSError):
+        return FileIdentity.of(path.stat())
+    return None
 
 
 def _load(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -15,8 +16,10 @@ import numpy.typing as npt
 
 from sapp_cli.checkpoint.damage import damaged, quoted
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits, DType
+from sapp_cli.checkpoint.output import sha256_file
 from sapp_cli.errors import ResourceError
 
+REPEAT = "put the first file back, or run the command again"
 Read: TypeAlias = Callable[[int, npt.NDArray[np.uint8]], None]
 
 
@@ -45,10 +48,28 @@ class TensorInfo:
         return DTYPES[self.dtype]
 
 
+@dataclass(frozen=True)
+class FileIdentity:
+    """What tells a file from one that took its place, and from itself once somebody wrote into it."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int  # nanoseconds
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 class TensorFile(ABC):
-    """A file of tensors. Arrays are in storage dtypes: bfloat16 as uint16, 8-bit floats as uint8 (dtypes.py)."""
+    """A file of tensors. Arrays are in storage dtypes: bfloat16 as uint16, 8-bit floats as uint8 (dtypes.py).
+
+    It is read as it was when it was opened, or not at all: CheckpointError for one that was replaced or changed since.
+    """
 
     path: Path
+    identity: FileIdentity
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
 
@@ -58,6 +79,30 @@ class TensorFile(ABC):
 
         Both raise CheckpointError when the bytes cannot be read. A `read` belongs to one thread.
         """
+
+    def require_unchanged(self, status: os.stat_result | None = None, sha256: str | None = None) -> None:
+        """Raise CheckpointError if the file is another than the one that was opened.
+
+        `status`: of the file once it is open. `sha256`: of the first file, by which a copy of it is known and taken for it.
+        """
+        try:
+            found = FileIdentity.of(self.path.stat() if status is None else status)
+            if found == self.identity:
+                return
+            if found.size == self.identity.size and sha256 is not None and sha256_file(self.path) == sha256:
+                self.identity = found
+                return
+        except OSError as error:
+            raise damaged(self.path, f"cannot be read: {error.strerror}") from None
+        how = "became shorter" if found.size < self.identity.size else "was replaced or changed"
+        raise damaged(self.path, f"{how} since it was opened; {REPEAT}")
+
+    def sha256(self) -> str:
+        """The file's SHA-256 in hexadecimal digits. Raises CheckpointError if it is not the file that was opened."""
+        self.require_unchanged()
+        digest = sha256_file(self.path)
+        self.require_unchanged()
+        return digest
 
     def info(self, name: str) -> TensorInfo:
         """Raises CheckpointError for a name that is not in the file."""

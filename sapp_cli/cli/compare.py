@@ -107,7 +107,8 @@ def compare(
     sapp compare ./my-model -r recipe.yaml -o comparison --sparsity 0.8,0.9
     sapp compare net.safetensors -r digits -o comparison --block-size 8,16 --jobs 4
     """
-    from sapp_cli.checkpoint.output import check_place, is_output
+    from sapp_cli.checkpoint.output import is_output
+    from sapp_cli.checkpoint.output_folder import check_place
     from sapp_cli.cli.apart import call_apart
     from sapp_cli.cli.comparison_progress import ComparisonWatcher
     from sapp_cli.cli.notes import describe

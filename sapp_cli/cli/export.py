@@ -53,7 +53,7 @@ def export(
     sapp export pruned.safetensors -o out --layout both --block-size 32
     """
     from sapp_cli.checkpoint.write import parse_size
-    from sapp_cli.cli.notes import describe
+    from sapp_cli.cli.notes import describe, sayer
     from sapp_cli.cli.report import block_shape
     from sapp_cli.exporting import export as write_layout
     from sapp_cli.report.wording import size_text, times_smaller
@@ -61,7 +61,7 @@ def export(
     block = block_shape(block_size)
     shard_bytes = parse_size(max_shard_size) if max_shard_size else None
     describe(path, quiet, verbose)
-    result = write_layout(path, out, layout.value, block, shard_bytes, overwrite)
+    result = write_layout(path, out, layout.value, block, shard_bytes, overwrite, sayer(quiet))
     if as_json:
         print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
         return

@@ -88,7 +88,7 @@ def prune(
     sapp prune ./my-model -r recipe.yaml --sparsity 0.8 --block-size 16x32 -o out
     sapp prune net.safetensors -r digits --set optimizer.lr=1e-3 -o out
     """
-    from sapp_cli.checkpoint.output import check_output
+    from sapp_cli.checkpoint.output_folder import check_output
     from sapp_cli.checkpoint.write import parse_size
 
     if out is None and not print_config:

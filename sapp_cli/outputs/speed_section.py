@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sapp_cli._version import __version__
 from sapp_cli.checkpoint.damage import damaged
 from sapp_cli.checkpoint.output import is_output, sha256_file, write_json
+from sapp_cli.checkpoint.ownership import recorded_anew
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.checkpoint.write import disk_errors, replacing
 from sapp_cli.errors import UsageError
@@ -52,7 +53,7 @@ def save_speed(folder: Path, result: Mapping[str, Any]) -> list[str]:
     weights = {file: sha256_file(folder / file) for file in weight_files(folder)}
     document = {**result, "checkpoint": folder.name, "sapp_version": __version__, "weights_sha256": weights}
     speed = speed_of(document)
-    with disk_errors(folder):
+    with disk_errors(folder), recorded_anew(folder, [BENCH_FILE, CARD, HTML_FILE]):
         write_json(folder / BENCH_FILE, document)
         return [f"wrote {folder / BENCH_FILE}", _into_card(folder / CARD, speed), _into_page(folder / HTML_FILE, speed)]
 

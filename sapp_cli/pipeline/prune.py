@@ -20,12 +20,11 @@ from sapp_cli.checkpoint.lock import locked
 from sapp_cli.checkpoint.output import (
     check_companions,
     check_free_space,
-    check_output,
     copy_companions,
-    output_folder,
     sha256_file,
     write_json,
 )
+from sapp_cli.checkpoint.output_folder import check_output, output_folder, prepare_output
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.core.schedule import PhaseSchedule
 from sapp_cli.costs import see_costs
@@ -162,6 +161,7 @@ def prune(
             if log is None:
                 hand_over(pruner.fold())
                 return None
+            run.checkpoint.require_unchanged(inputs)
             watcher.say("writing and evaluating what was written")
             with (
                 output_folder(out, checkpoint_path, overwrite) as staged,
@@ -212,6 +212,7 @@ def _alone(out: Path, checkpoint_path: Path, overwrite: bool, watcher: Watcher) 
         return
     check_output(out, checkpoint_path, overwrite)
     with locked(out, watcher.say):
+        prepare_output(out, checkpoint_path, overwrite, watcher.say)
         yield
 
 
@@ -224,7 +225,7 @@ def _look_for_state(
     state = None
     if is_main():
         check_free_space(out.parent, 2 * run.checkpoint.bytes)
-        inputs = {file.path.name: sha256_file(file.path) for file in run.checkpoint.files}
+        inputs = run.checkpoint.hashes()
         processes = describe_processes(run.settings.train, run.accelerator)
         state = open_run(folder, run.settings, inputs, processes, resume=resume, anew=anew)
     return from_main((inputs, state))

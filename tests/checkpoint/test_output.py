@@ -1,11 +1,9 @@
-"""The output folder: whole or not at all, and never in the place of something that is not sapp's."""
+"""What is in an output beside its weights: what is copied there, hashes, the space it needs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,10 @@ from sapp_cli.checkpoint.output import (
     MARKER,
     check_free_space,
     copy_companions,
-    is_output,
-    output_folder,
     sha256_file,
     write_json,
 )
-from sapp_cli.errors import CheckpointError, ResourceError, UsageError
+from sapp_cli.errors import CheckpointError, ResourceError
 
 
 def write(folder: Path, *names: str) -> Path:
@@ -40,131 +36,10 @@ def source(tmp_path: Path) -> Path:
     return write(tmp_path / "source", "config.json")
 
 
-def test_it_appears_when_the_block_ends(tmp_path: Path, source: Path) -> None:
-    out = tmp_path / "new" / "out"
-    with output_folder(out, source) as staged:
-        assert staged.parent == out.parent
-        assert staged.name.startswith(".out.sapp-new-")
-        write(staged, "a", "sub/b")
-        assert not out.exists()
-    assert content(out) == {"a": "a", "sub/b": "sub/b"}
-    assert [entry.name for entry in out.parent.iterdir()] == ["out"]
-
-
-def test_it_vanishes_when_the_block_raises(tmp_path: Path, source: Path) -> None:
-    def interrupted() -> None:
-        with output_folder(tmp_path / "out", source) as staged:
-            write(staged, "a")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source"]
-
-
-def test_an_empty_folder_is_taken(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with output_folder(tmp_path / "out", source) as staged:
-        write(staged, "a")
-    assert content(tmp_path / "out") == {"a": "a"}
-
-
 def an_output(folder: Path) -> Path:
     write(folder, "model.safetensors")
     write_json(folder / MANIFEST, {MARKER: "0.1"})
     return folder
-
-
-def test_overwriting_an_output(tmp_path: Path, source: Path) -> None:
-    out = an_output(tmp_path / "out")
-    with output_folder(out, source, overwrite=True) as staged:
-        write(staged, "a")
-        assert (out / "model.safetensors").exists()
-    assert content(out) == {"a": "a"}
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "source"]
-
-
-def test_a_failed_overwrite_leaves_the_old_output(tmp_path: Path, source: Path) -> None:
-    out = an_output(tmp_path / "out")
-    before = content(out)
-
-    def fails() -> None:
-        with output_folder(out, source, overwrite=True) as staged:
-            write(staged, "a")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fails()
-    assert content(out) == before
-    with pytest.raises(ResourceError), output_folder(out, source, overwrite=True) as staged:
-        staged.rmdir()  # now the last step, the renaming, has nothing to put in place
-    assert content(out) == before
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "source"]
-
-
-def test_a_killed_run_leaves_the_old_output(tmp_path: Path, source: Path) -> None:
-    out = an_output(tmp_path / "out")
-    before = content(out)
-    program = f"""
-import os, signal
-from pathlib import Path
-from sapp_cli.checkpoint.output import output_folder
-with output_folder(Path({str(out)!r}), Path({str(source)!r}), overwrite=True) as staged:
-    (staged / "a").write_text("a")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
-    assert content(out) == before
-
-
-def refusal(out: Path, checkpoint: Path, overwrite: bool = False) -> str:
-    with pytest.raises(UsageError) as caught, output_folder(out, checkpoint, overwrite):
-        pass
-    return str(caught.value).removeprefix(f"{out.resolve()}: ")
-
-
-def test_what_is_not_overwritten(tmp_path: Path, source: Path) -> None:
-    other = write(tmp_path / "other", "thesis.tex")
-    message = "exists already; give another folder with -o, or --overwrite to replace it"
-    assert refusal(other, source) == refusal(an_output(tmp_path / "out"), source) == message
-    message = f"--overwrite replaces only outputs of sapp, and this has no {MANIFEST} of sapp in it"
-    assert refusal(other, source, overwrite=True) == message
-    for text in ("{}", "[1]", "no json", '{"sapp": 1}'):
-        (other / MANIFEST).write_text(text)
-        assert not is_output(other)
-        assert refusal(other, source, overwrite=True) == message
-    assert refusal(other / "thesis.tex", source, overwrite=True) == "is a file; give a folder with -o"
-    assert content(other)["thesis.tex"] == "thesis.tex"
-
-
-def test_the_output_and_the_checkpoint_are_apart(tmp_path: Path, source: Path) -> None:
-    an_output(source)
-    (tmp_path / "link").symlink_to(source)
-    for out in (source, tmp_path / "link", source / ".." / "source"):
-        message = "the output is the checkpoint itself; give another folder with -o"
-        assert refusal(out, source, overwrite=True) == message
-    message = "the output lies inside the checkpoint's folder; give another folder with -o"
-    assert refusal(source / "out", source) == refusal(tmp_path / "link" / "a" / "b", source) == message
-    an_output(tmp_path)
-    message = "the checkpoint lies inside the output's folder; give another folder with -o"
-    assert refusal(tmp_path, source, overwrite=True) == message
-    assert refusal(source, source / "config.json", overwrite=True) == message
-
-
-def test_beside_a_checkpoint_that_is_one_file(tmp_path: Path, source: Path) -> None:
-    with output_folder(source / "out", source / "config.json") as staged:
-        write(staged, "a")
-    assert content(source / "out") == {"a": "a"}
-
-
-def test_an_output_below_a_file(tmp_path: Path, source: Path) -> None:
-    write(tmp_path, "file")
-    out = tmp_path / "file" / "deep" / "out"
-    with pytest.raises(UsageError) as caught, output_folder(out, source):
-        pass
-    assert str(caught.value) == (
-        f"{out}: {tmp_path / 'file'} is a file, so nothing can lie in it; give another folder with -o"
-    )
 
 
 def test_free_space(tmp_path: Path) -> None:

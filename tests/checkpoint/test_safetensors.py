@@ -100,7 +100,9 @@ def test_a_file_that_shrinks_after_its_header_was_read(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(CheckpointError) as caught:
         file.array("x")
-    assert str(caught.value) == f"{path}: 'x': the file became shorter while it was read"
+    assert str(caught.value) == (
+        f"{path}: became shorter since it was opened; put the first file back, or run the command again"
+    )
     path.unlink()
     with pytest.raises(CheckpointError, match=r"'x': cannot be read: No such file or directory"):
         file.array("x")

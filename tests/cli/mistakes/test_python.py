@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,15 @@ def pruner(steps: int = 20, **settings) -> sapp.Pruner:
 
 def checkpoint(folder: Path):
     return open_checkpoint(folder / "net.safetensors")
+
+
+def cut_while_read(folder: Path) -> None:
+    path = folder / "net.safetensors"
+    file = open_checkpoint(path).files[0]
+    name = next(iter(file.tensors))
+    with file.reading(name) as read:
+        os.truncate(path, 8)
+        read(0, np.empty(file.tensors[name].nbytes, np.uint8))
 
 
 def statistics(folder: Path) -> object:
@@ -115,6 +125,12 @@ def a_longer_trainer_of_lightning(folder: Path) -> None:
 
 
 CALLS = [
+    Call(
+        "a file that is cut while it is read",
+        cut_while_read,
+        CheckpointError,
+        "HERE/net.safetensors: '0.bias': the file became shorter while it was read",
+    ),
     Call(
         "a tensor that no file has",
         lambda folder: checkpoint(folder).file("nothing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +25,26 @@ def _(folder: Path) -> None:
 @world("a target and an output that is there")
 def _(folder: Path) -> None:
     WORLDS["an output that is there"](folder)
+
+
+@world("an output with something else in it")
+def _(folder: Path) -> None:
+    shutil.copytree(folder / "out", folder / "mine")
+    (folder / "mine/notes.txt").write_text("weeks of work")
+    (folder / "mine/README.md").write_text("my own words")
+
+
+@world("a folder with one key of a manifest")
+def _(folder: Path) -> None:
+    (folder / "mine/src").mkdir(parents=True)
+    (folder / "mine/src/thesis.tex").write_text("mine")
+    (folder / "mine/manifest.json").write_text('{"sapp_version": null}')
+
+
+@world("a list of files that is none")
+def _(folder: Path) -> None:
+    shutil.copytree(folder / "out", folder / "mine")
+    (folder / "mine/manifest.json").write_text('{"sapp_version": "0.1", "files": []}')
 
 
 put("a state of another version", ".result.sapp-run/step-000000010/state.json", '{"version": 99}')
