@@ -184,6 +184,13 @@ def replacing(path: Path) -> Iterator[Callable[[Buffer], None]]:
             staged.unlink(missing_ok=True)
 
 
+def synced_size(path: Path) -> int:
+    """The size in bytes of a file that is there; that much of it survives a power failure. Raises ResourceError."""
+    with disk_errors(path.parent), path.open("ab") as file:
+        os.fsync(file.fileno())
+        return file.tell()
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in the folder survive a power failure, where the system offers that."""
     with suppress(OSError):

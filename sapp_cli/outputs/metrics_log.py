@@ -11,17 +11,28 @@ from typing import Any
 from sapp_cli.checkpoint.write import disk_errors
 from sapp_cli.training.loop import StepRecord
 
+LONGEST = 1 << 24
+"""Bytes of a record, more than any has."""
+
 
 class MetricsLog:
-    """The open file; a context manager. Steps count from 1, step 0 is the dense checkpoint."""
+    """The open file; a context manager. Steps count from 1, step 0 is the dense checkpoint.
+
+    `lost_from`: the first step whose record was to be kept and is not there, None if all are.
+    """
 
     def __init__(self, path: Path, every: int, keep_bytes: int = 0) -> None:
-        """`keep_bytes` of what is there stay: the lines of the steps that a resumed run has behind it."""
+        """`keep_bytes` of what is there stay: the lines of the steps that a resumed run has behind it.
+
+        After a power failure the file may be shorter, or hold something else: then its whole records before that stay.
+        """
         self._path = path
+        self.lost_from: int | None = None
         with disk_errors(path.parent):
-            self._file = path.open(
-                "ab", buffering=0
-            )  # every line is there when its step is over, and none is left for closing
+            # Without a buffer every line is there when its step is over, and none is left for closing.
+            self._file = path.open("a+b", buffering=0)
+            if keep_bytes:
+                keep_bytes = self._keep(keep_bytes)
             self._file.truncate(keep_bytes)
         self._every = every
 
@@ -42,8 +53,30 @@ class MetricsLog:
         """An evaluation on all validation rows: of the dense checkpoint, or of the files written in the end."""
         self._write({"step": step, "metrics": dict(metrics)})
 
+    def _keep(self, expected: int) -> int:
+        """Bytes of the whole records at the start of the file, `expected` if nothing is wrong with it; sets `lost_from`."""
+        kept, last = 0, -1
+        with self._path.open("rb") as file:
+            while kept < expected and (line := file.readline(min(expected - kept, LONGEST))).endswith(b"\n"):
+                step = _step_of(line)
+                if step is None:
+                    break
+                kept, last = kept + len(line), step
+        if kept < expected:
+            self.lost_from = last + 1
+        return kept
+
     def _write(self, line: Mapping[str, Any]) -> None:
         left = (json.dumps(line) + "\n").encode()
         with disk_errors(self._path.parent):
             while left:
                 left = left[self._file.write(left) :]
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a record; None for a line that is not one."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return step if type(step) is int else None

@@ -56,6 +56,7 @@ from sapp_cli.training.keeper import Keeper, open_run
 from sapp_cli.training.loop import StepRecord, count_steps, train
 from sapp_cli.training.objectives import Objective, check_fits
 from sapp_cli.training.processes import from_main, is_main, joined, meet
+from sapp_cli.training.run_record import Costs, StateRecord
 from sapp_cli.training.run_state import RunFolder, SavedState
 from sapp_cli.training.sharding import hand_over, put_together, shard
 from sapp_cli.training.trackers import Trackers, require_packages, tracked
@@ -121,14 +122,14 @@ def prune(
         steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
         folder = RunFolder(out)
         inputs, state = _look_for_state(run, folder, out, resume=resume, anew=overwrite)
-        costs = (state.about.get("costs") if state else None) or from_main(_see_costs(run))
+        costs = state.record.costs if state else from_main(_see_costs(run))
         # A teacher is a model of its own: the student's weights are about to move.
         teacher = run.teacher or (copy.deepcopy(model).to(accelerator.device) if run.objective.needs_teacher else None)
         in_pieces = shards(settings.train, accelerator)
         dense = {} if in_pieces else _dense_metrics(run, teacher, state, watcher)
         if settings.train.gradient_checkpointing:
             checkpoint_gradients(model)
-        pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names, costs["blocks"])
+        pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names, costs.blocks)
         if in_pieces:  # and evaluated only now, with masks that let everything through: whole it may fit on no card
             shard(model, accelerator)
             dense = _dense_metrics(run, teacher, state, watcher)
@@ -138,20 +139,18 @@ def prune(
         for layer in pruner.layers:
             watcher.detail(f"  {layer.stored} {tuple(layer.shape)}: {layer.reason}")
 
-        about = {
-            "recipe": settings.model_dump(mode="json"),
-            "inputs": inputs,
-            "processes": describe_processes(settings.train, accelerator),
-            "dense": dense,
-            "costs": costs,
-        }
-        keeper = Keeper(folder, settings.train, about, state)
+        processes = describe_processes(settings.train, accelerator)
+        record = StateRecord(recipe=settings, inputs=inputs, processes=processes, dense=dense, costs=costs)
+        keeper = Keeper(folder, settings.train, record, state)
         with (
             folder.made() if is_main() else nullcontext(),
             _log(folder, settings, state) as log,
             tracked(accelerator, settings.train.trackers, settings, out, pruner) as trackers,
         ):
             if state:
+                if log and log.lost_from is not None:
+                    lost = f"the records of steps {log.lost_from} to {state.step} are lost"
+                    watcher.say(f"warning: {folder.log}: shorter or other than when the state was saved; {lost}")
                 watcher.say(f"going on after step {state.step} of {steps}")
             elif log:
                 log.evaluation(0, dense)
@@ -177,7 +176,7 @@ def prune(
                 log.evaluation(steps, pruned)
                 trackers.evaluation(steps, pruned)
                 gallery = Gallery()
-                facts = layer_facts(pruner.layers, run.loaded, run.checkpoint, costs["applications"])
+                facts = layer_facts(pruner.layers, run.loaded, run.checkpoint, costs.applications)
                 report = measure(written, facts, gallery.add)
                 manifest = Manifest(
                     method=settings.prune.method,
@@ -228,19 +227,22 @@ def _look_for_state(
         inputs = run.checkpoint.hashes()
         processes = describe_processes(run.settings.train, run.accelerator)
         state = open_run(folder, run.settings, inputs, processes, resume=resume, anew=anew)
+        if state:
+            layers = decide_layers(run.loaded.model, run.settings.prune, run.loaded.stored_names)
+            state.require(run.objective.metrics, [layer.name for layer in layers if layer.pruned])
     return from_main((inputs, state))
 
 
-def _see_costs(run: Run) -> dict[str, Any]:
-    """JSON of what the model was seen to do for one example: {"applications", "blocks"}; saved with the run's state."""
+def _see_costs(run: Run) -> Costs:
+    """What the model was seen to do for one example; saved with the run's state."""
     layers = decide_layers(run.loaded.model, run.settings.prune, run.loaded.stored_names)
     applications, blocks = see_costs(run.loaded.model, layers, run.settings, run.data)
-    return {"applications": applications, "blocks": blocks}
+    return Costs(applications=applications, blocks=blocks)
 
 
 def _dense_metrics(run: Run, teacher: nn.Module | None, state: SavedState | None, watcher: Watcher) -> dict[str, float]:
     """The metrics of the checkpoint that came in; an interrupted run has noted them."""
-    metrics = dict(state.about["dense"]) if state else run.evaluate(run.loaded.model, teacher)
+    metrics = dict(state.record.dense) if state else run.evaluate(run.loaded.model, teacher)
     watcher.say(f"dense: {describe_metrics(metrics)}")
     return metrics
 
@@ -249,7 +251,7 @@ def _log(folder: RunFolder, settings: Recipe, state: SavedState | None) -> Abstr
     """metrics.jsonl of the main process; the others have none."""
     if not is_main():
         return nullcontext()
-    return MetricsLog(folder.log, settings.train.log_every, state.about["log_bytes"] if state else 0)
+    return MetricsLog(folder.log, settings.train.log_every, state.record.log_bytes if state else 0)
 
 
 def _before_and_after(

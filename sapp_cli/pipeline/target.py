@@ -36,4 +36,4 @@ def solve_target(recipe: LoadedRecipe, checkpoint_path: Path, size: int | None, 
 def interrupted_sparsity(out: Path) -> float | None:
     """`prune.sparsity` of the interrupted run of OUT; None where there is none."""
     state = RunFolder(out).latest()
-    return None if state is None else float(state.about["recipe"]["prune"]["sparsity"])
+    return None if state is None else state.record.recipe.prune.sparsity

@@ -11,10 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from sapp_cli.checkpoint.write import synced_size
 from sapp_cli.errors import UsageError
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe, TrainSection
 from sapp_cli.training.processes import is_main
+from sapp_cli.training.run_record import StateRecord
 from sapp_cli.training.run_state import RunFolder, SavedState, collect, restore
 from sapp_cli.training.sharding import hand_over, is_sharded, put_together
 from sapp_cli.training.sparse_phases import SparsePhases
@@ -42,7 +44,7 @@ class Keeper:
 
     folder: RunFolder
     settings: TrainSection
-    about: Mapping[str, Any]  # what a later run is compared with, and starts from
+    record: StateRecord  # what a later run is compared with, and starts from; time, log and layers are filled in as it is saved
     resumed: SavedState | None = None
     _saved_at: float = field(default_factory=time.monotonic)
 
@@ -53,7 +55,7 @@ class Keeper:
     @property
     def seconds_before(self) -> float:
         """Training time of the run up to the state that it goes on from."""
-        return float(self.resumed.about["seconds"]) if self.resumed else 0.0
+        return self.resumed.record.seconds if self.resumed else 0.0
 
     def restore(
         self,
@@ -87,14 +89,13 @@ class Keeper:
         """Write the state after `steps_done` steps and `seconds` of training: the main process; all come back together."""
         tensors = collect(model, pruner, optimizer, accelerator)
         if is_main():
-            about = {
-                **self.about,
+            now = {
                 "seconds": seconds,
-                "log_bytes": self.folder.log.stat().st_size,
+                "log_bytes": synced_size(self.folder.log),
                 "kept_blocks": [name for name, layer in pruner.attached.items() if layer.masked.kept is not None],
             }
             with put_together(tensors, is_sharded(model)) as entries:
-                self.folder.save(steps_done, tensors, entries, about)
+                self.folder.save(steps_done, tensors, entries, self.record.model_copy(update=now))
         else:
             hand_over(tensors)
         self._saved_at = time.monotonic()
@@ -118,19 +119,20 @@ def open_run(
             f"{folder.path}: holds an interrupted run, {state.step} steps done; --resume goes on with it, "
             "--overwrite starts anew"
         )
-    then, now = dict(_leaves(state.about["recipe"])), dict(_leaves(recipe.model_dump(mode="json")))
+    then, now = (
+        dict(_leaves(state.record.recipe.model_dump(mode="json"))),
+        dict(_leaves(recipe.model_dump(mode="json"))),
+    )
     changed = [
         f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and key not in FREE_TO_CHANGE
     ]
     changed += [
-        f"  {file}: another file than then"
-        for file in sorted(inputs)
-        if state.about["inputs"].get(file) != inputs[file]
+        f"  {file}: another file than then" for file in sorted(inputs) if state.record.inputs.get(file) != inputs[file]
     ]
-    if state.about["processes"] != processes:
-        changed.append(f"  processes: {state.about['processes']!r} then, {processes!r} now")
+    if state.record.processes != processes:
+        changed.append(f"  processes: {state.record.processes!r} then, {processes!r} now")
     if changed:
         raise UsageError(
             f"{folder.path}: cannot go on with the interrupted run, for this changed since; "

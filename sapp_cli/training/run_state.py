@@ -1,13 +1,13 @@
 """The state of a run on disk, so that an interrupted run goes on as if nothing had happened.
 
-    .NAME.sapp-run/              beside OUT; gone when OUT is there
+    .NAME.sapp-run/              beside OUT; gone when OUT is there, renamed to .NAME.sapp-run-removed before it is removed
       step-000000120/            the last saved state; an older one is removed once a newer is whole
         state.safetensors        weights, logits, masks, gathered gradients, optimizer state, random state of every process
         state.json               step, recipe, hashes of the input, metrics of the dense checkpoint
       metrics.jsonl              of all steps so far
 
-Safetensors and JSON alone: nothing in it can run code. A state is written under a hidden name and renamed when it is whole, so
-whatever moment a process is killed at, the last whole state stays.
+Safetensors and JSON alone: nothing in it can run code. A state is written under a hidden name and renamed when it is whole,
+and renamed again before it is removed. So a process can be killed at any moment, and the last whole state stays.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sapp_cli.bits import DTYPE_NAMES, from_bits, to_bits
-from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
+from sapp_cli.checkpoint.damage import quoted
 from sapp_cli.checkpoint.output import write_json
 from sapp_cli.checkpoint.safetensors import SafetensorsFile
 from sapp_cli.checkpoint.write import TensorOut, disk_errors, sync_folder, write_safetensors
@@ -36,11 +35,10 @@ from sapp_cli.errors import CheckpointError
 from sapp_cli.layers import put
 from sapp_cli.pruner import Pruner
 from sapp_cli.training.processes import gather
+from sapp_cli.training.run_record import StateRecord, read_record
 from sapp_cli.training.sparse_phases import SparsePhases
 
-VERSION = 2
-NEEDED = {"recipe", "inputs", "processes", "dense", "log_bytes"}
-STEP = re.compile(r"step-(\d{9})")
+STEP = re.compile(r"step-\d{9}")
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,21 @@ class SavedState:
 
     folder: Path
     step: int  # steps that are done
-    about: Mapping[str, Any]  # of state.json
+    record: StateRecord  # of state.json
 
     @property
     def tensors(self) -> SafetensorsFile:
         return SafetensorsFile(self.folder / "state.safetensors")
+
+    def require(self, metrics: Iterable[str], layers: Iterable[str]) -> None:
+        """Raise CheckpointError unless the record holds just these metrics, and costs of just these pruned layers if any."""
+        found = {"dense": (self.record.dense, set(metrics)), "costs.blocks": (self.record.costs.blocks, set(layers))}
+        for key, (recorded, expected) in found.items():
+            if recorded is not None and recorded.keys() != expected:
+                raise CheckpointError(
+                    f"{self.folder / 'state.json'}: '{key}': not of this run ({quoted(min(recorded.keys() ^ expected))}); "
+                    f"remove {self.folder.parent} to start anew"
+                )
 
 
 class RunFolder:
@@ -76,39 +84,34 @@ class RunFolder:
         """
         with disk_errors(self.path.parent):
             self.path.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self._removed, ignore_errors=True)
             for unfinished in self.path.glob(".step-*"):
                 shutil.rmtree(unfinished)
         try:
             yield
         finally:
-            if not any(STEP.fullmatch(path.name) for path in self.path.iterdir()):
+            if not self._states():
                 self.remove()
 
     def latest(self) -> SavedState | None:
         """The last whole state, None if there is none. Raises CheckpointError for one that is damaged."""
-        steps = sorted(path for path in self.path.glob("step-*") if STEP.fullmatch(path.name))
+        steps = self._states()
         if not steps:
             return None
-        try:
-            about = read_object(steps[-1] / "state.json", "the run state", CONFIG_LIMIT)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{steps[-1]}: the run state cannot be read; remove {self.path} to start anew"
-            ) from error
-        if about.get("version") != VERSION or not about.keys() >= NEEDED:
-            raise CheckpointError(
-                f"{steps[-1]}: a run state of another version of sapp; remove {self.path} to start anew"
-            )
-        return SavedState(steps[-1], int(STEP.fullmatch(steps[-1].name)[1]), about)  # type: ignore[index]
+        record = read_record(steps[-1] / "state.json", f"remove {self.path} to start anew")
+        return SavedState(steps[-1], int(steps[-1].name.removeprefix("step-")), record)
 
     def save(
-        self, step: int, tensors: Mapping[str, Tensor], entries: Mapping[str, Tensor], about: Mapping[str, Any]
+        self, step: int, tensors: Mapping[str, Tensor], entries: Mapping[str, Tensor], record: StateRecord
     ) -> None:
         """Write the state after `step` steps, whole or not at all. Raises ResourceError; the last state stays then.
 
-        `tensors` give names, shapes and dtypes; what is in them is read from `entries`, one after the other.
+        `tensors` give names, shapes and dtypes; what is in them is read from `entries`, one after the other. If the state of
+        this step is there, the run was resumed from it and has finished no step since: it stays.
         """
         whole = self.path / f"step-{step:09}"
+        if whole.exists():
+            return
         unfinished = self.path / f".{whole.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
@@ -116,20 +119,34 @@ class RunFolder:
                 unfinished.mkdir()
             outs = [_out(name, tensor, entries) for name, tensor in tensors.items()]
             write_safetensors(unfinished / "state.safetensors", outs)
-            write_json(unfinished / "state.json", {"version": VERSION, **about})
+            write_json(unfinished / "state.json", record.as_json())
             with disk_errors(self.path):
-                shutil.rmtree(whole, ignore_errors=True)
                 unfinished.rename(whole)
                 sync_folder(self.path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        for older in self.path.glob("step-*"):
-            if older != whole:
-                shutil.rmtree(older, ignore_errors=True)
+        for older in self._states()[:-1]:
+            _remove(older, older.with_name(f".{older.name}"))
 
     def remove(self) -> None:
         """Remove the folder: OUT is there, or the run is to start anew."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path, self._removed)
+
+    @property
+    def _removed(self) -> Path:
+        return self.path.with_name(f"{self.path.name}-removed")
+
+    def _states(self) -> list[Path]:
+        """The folders of the saved states, the oldest first."""
+        return sorted(path for path in self.path.glob("step-*") if STEP.fullmatch(path.name))
+
+
+def _remove(folder: Path, aside: Path) -> None:
+    """Remove the folder, if it is there. It is renamed first: a process that is killed leaves no half of it in its place."""
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def collect(
@@ -174,7 +191,7 @@ def restore(
     try:
         _load(model, part("model."))
         pruner.restore(state.step, part("keep."), part("support."), part("fisher."))
-        phases.enter(state.about.get("kept_blocks", []))
+        phases.enter(state.record.kept_blocks)
         trained = _trained(pruner)
         fused = bool(optimizer.param_groups[0].get("fused"))
         for name, parameter in model.named_parameters():

@@ -18,6 +18,7 @@ from sapp_cli.training.keeper import Keeper
 from sapp_cli.training.optimizers import make_optimizer
 from sapp_cli.training.processes import is_main
 from sapp_cli.training.replica import Replica
+from sapp_cli.training.run_record import StateRecord
 from sapp_cli.training.run_state import RunFolder
 from sapp_cli.training.sparse_phases import SparsePhases
 from tests.training.crew import run_processes
@@ -100,12 +101,12 @@ def killed_and_resumed(out, ends):
         if is_main():
             folder.path.mkdir()
             folder.log.touch()
-        about = {"recipe": {}, "inputs": {}, "processes": "2 (DDP)", "dense": {}}
+        record = StateRecord(recipe=settings, inputs={}, processes="2 (DDP)", dense={})
         with pytest.raises(Killed):
-            kept_run(settings, Keeper(folder, settings.train, about), end)
+            kept_run(settings, Keeper(folder, settings.train, record), end)
         saved = folder.latest()
         assert saved.step == end
-        found.append((saved.about["kept_blocks"], kept_run(settings, Keeper(folder, settings.train, about, saved))))
+        found.append((saved.record.kept_blocks, kept_run(settings, Keeper(folder, settings.train, record, saved))))
     return undisturbed, found
 
 

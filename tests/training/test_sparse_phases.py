@@ -20,6 +20,7 @@ from sapp_cli.training.loop import train
 from sapp_cli.training.objectives import make_objective
 from sapp_cli.training.optimizers import make_optimizer
 from sapp_cli.training.replica import Replica
+from sapp_cli.training.run_record import StateRecord
 from sapp_cli.training.run_state import RunFolder
 from sapp_cli.training.sparse_phases import SparsePhases
 
@@ -180,14 +181,14 @@ def test_a_resumed_run_ends_with_the_same_bytes(step, reset, tmp_path):
 
     with folder.made():
         folder.log.touch()
-        about = {"recipe": {}, "inputs": {}, "processes": "1", "dense": {}}
+        record = StateRecord(recipe=settings, inputs={}, processes="1", dense={})
         with pytest.raises(Killed):
-            run(settings, killed, Keeper(folder, settings.train, about))
+            run(settings, killed, Keeper(folder, settings.train, record))
         saved = folder.latest()
         assert saved.step == step
         parted = is_inside_a_sparse_phase(step - 1) and (reset or step > 15)
-        assert saved.about["kept_blocks"] == (["0.weight", "2.weight", "4.weight"] if parted else [])
-        _, resumed, _ = run(settings, keeper=Keeper(folder, settings.train, about, saved))
+        assert saved.record.kept_blocks == (["0.weight", "2.weight", "4.weight"] if parted else [])
+        _, resumed, _ = run(settings, keeper=Keeper(folder, settings.train, record, saved))
     for name, tensor in undisturbed.items():
         assert torch.equal(resumed[name], tensor), name
 

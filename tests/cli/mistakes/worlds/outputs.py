@@ -87,11 +87,11 @@ def _(folder: Path) -> None:
 
 # run states
 HELD: list[IO[str]] = []
-RUN = {"version": 2, "recipe": {"train": {"steps": 10}}, "inputs": {}, "processes": "1", "dense": {}, "log_bytes": 0}
+RUN = {"version": 3, "recipe": {"train": {"steps": 10}}, "inputs": {}, "processes": "1", "dense": {}}
 STATE = ".result.sapp-run/step-000000010/state.json"
 put("an interrupted run in the way", STATE, json.dumps(RUN))
 put("a state that is damaged", STATE, "{")
-put("a state that somebody changed", STATE, '{"version": 2}')
+put("a state that somebody changed", STATE, json.dumps({**RUN, "seconds": "x"}))
 
 
 @world("another run's state")
