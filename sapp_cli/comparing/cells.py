@@ -4,8 +4,8 @@
     DIR/cells/NAME.json        the record: hash of the settings, and how the run ended once it has
     DIR/cells/NAME.log         what `prune` said
 
-A record of equal hash stands for its cell: it is not run again. Other settings, another checkpoint or another version of sapp
-are another hash.
+A record of equal hashes stands for its cell: it is not run again. Other settings, another checkpoint or another version of sapp
+are another hash; so are other data or other code, if they are there to be hashed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sapp_cli._version import __version__
+from sapp_cli.checkpoint.damage import damaged, quoted
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
-from sapp_cli.checkpoint.output import sha256_file, write_json
+from sapp_cli.checkpoint.output import write_json
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.checkpoint.write import disk_errors
-from sapp_cli.errors import TrainingError
+from sapp_cli.errors import SappError, TrainingError
 
 if TYPE_CHECKING:
     from sapp_cli.recipe.load import LoadedRecipe
+    from sapp_cli.recipe.schema import Recipe
 
 DIVERGED = TrainingError.exit_code
 OUTCOMES = (0, DIVERGED)
@@ -52,7 +54,8 @@ class Cell:
     block: str  # as `--block-size` takes it: 16, 16x32
     sparsity: float
     seed: int
-    settings: str = ""  # hash
+    settings: str = ""  # hash of settings, checkpoint and version
+    inputs: str = ""  # hash of data and code; empty if they cannot be read
     recipe: LoadedRecipe | None = field(default=None, compare=False, repr=False)  # None where it is only looked up
 
     @property
@@ -77,12 +80,28 @@ class Record:
     """How a cell's last run stands: `exit_code` None while it has not ended."""
 
     settings: str
+    inputs: str = ""
     exit_code: int | None = None
     error: str = ""  # the message, where it failed
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        return {"settings": self.settings, "exit_code": self.exit_code, "error": self.error, "seconds": self.seconds}
+        return asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The record in this file. Raises CheckpointError for everything else."""
+        content = read_object(path, "the record of a cell", CONFIG_LIMIT)
+        kinds = {"settings": str, "inputs": str, "exit_code": int | None, "error": str, "seconds": int | float}
+        wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+        if wrong:
+            value = quoted(content.get(wrong[0], "nothing"))
+            raise damaged(path, f"{wrong[0]}: {value} in the record of a cell; remove the file to run the cell again")
+        return cls(**{key: content[key] for key in kinds})
+
+    def is_of(self, cell: Cell) -> bool:
+        """True if the cell has the same settings and, as far as both are known, the same data and code."""
+        return self.settings == cell.settings and (not (self.inputs and cell.inputs) or self.inputs == cell.inputs)
 
 
 @dataclass(frozen=True)
@@ -112,9 +131,12 @@ def plan_cells(
 
     Raises RecipeError for settings that no run could have, CheckpointError where the checkpoint cannot be opened.
     """
+    from sapp_cli.inputs.fingerprints import fingerprint_checkpoint
     from sapp_cli.recipe.load import Flag, load_recipe
+    from sapp_cli.recipe.schema import comparable
 
-    inputs = {file.path.name: sha256_file(file.path) for file in open_checkpoint(budget.checkpoint).files}
+    checkpoint = dict(fingerprint_checkpoint(open_checkpoint(budget.checkpoint)).values)
+    inputs: dict[str, str] = {}  # {sections of a recipe that name files and code: hash}
     cells = []
     for seed, block, sparsity, variant in product(seeds, blocks, sparsities, variants):
         flags = {key: Flag(flag, value) for key, (flag, value) in budget.flags.items()}
@@ -125,12 +147,32 @@ def plan_cells(
             "train.seed": Flag("--seeds", seed),
         }
         recipe = load_recipe(budget.recipe, [*budget.sets, *variant.sets], flags)
-        settings = recipe.recipe.model_dump(mode="json")
+        settings = comparable(recipe.recipe)
         for key in NOT_THE_RESULT:
             settings["train"].pop(key)
-        text = json.dumps([__version__, inputs, settings], sort_keys=True)
-        cells.append(Cell(variant, block, sparsity, seed, hashlib.sha256(text.encode()).hexdigest(), recipe))
+        named = recipe.recipe.model_dump_json(include={"model", "data", "objective"})
+        if named not in inputs:
+            inputs[named] = _hash_of_inputs(recipe.recipe)
+        cells.append(
+            Cell(variant, block, sparsity, seed, _hash([__version__, checkpoint, settings]), inputs[named], recipe)
+        )
     return cells
+
+
+def _hash_of_inputs(recipe: Recipe) -> str:
+    """Of the files and the code that a recipe names; empty if they cannot be read, as of a comparison that was moved."""
+    from sapp_cli.inputs.fingerprints import fingerprint_code, fingerprint_files
+    from sapp_cli.inputs.sources import require_sources
+
+    try:
+        require_sources(recipe)
+        return _hash(dict((fingerprint_files(recipe) | fingerprint_code(recipe)).values))
+    except SappError:
+        return ""
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def block_value(block: str) -> int | list[int]:
@@ -157,10 +199,8 @@ class Store:
         path = self._path(cell)
         if not path.is_file():
             return None
-        content = read_object(path, "the record of a cell", CONFIG_LIMIT)
-        if content.get("settings") != cell.settings:
-            return None
-        return Record(cell.settings, content["exit_code"], content["error"], content["seconds"])
+        record = Record.read(path)
+        return record if record.is_of(cell) else None
 
     def note(self, cell: Cell, record: Record) -> None:
         """Write the cell's record. Raises ResourceError where the disk does not take it."""

@@ -114,7 +114,7 @@ def available_threads() -> int:
 def _start(cell: Cell, budget: Budget, store: Store, threads: int) -> _Running:
     # A state of these very settings is gone on from; one of others, or an older output, makes room.
     goes_on = store.record(cell) is not None and not store.out(cell).exists()
-    store.note(cell, Record(cell.settings))
+    store.note(cell, Record(cell.settings, cell.inputs))
     command = [sys.executable, "-m", "sapp_cli", "prune", str(budget.checkpoint), "--recipe", budget.recipe]
     command += ["--out", str(store.out(cell)), "--layout", "bsr", "--resume" if goes_on else "--overwrite"]
     with store.log(cell).open("wb") as log:
@@ -132,7 +132,7 @@ def _start(cell: Cell, budget: Budget, store: Store, threads: int) -> _Running:
 def _finish(ended: _Running, store: Store) -> Record:
     code = ended.process.returncode
     error = "" if code == 0 else _last_words(store, ended.cell)
-    record = Record(ended.cell.settings, code, error, round(time.monotonic() - ended.began, 3))
+    record = Record(ended.cell.settings, ended.cell.inputs, code, error, round(time.monotonic() - ended.began, 3))
     store.note(ended.cell, record)
     return record
 

@@ -16,12 +16,12 @@ def require_sources(recipe: Recipe) -> None:
     """
     settings: list[tuple[str, str]] = []
     sources: list[tuple[str, str]] = []
-    for key, factory in _factories(recipe).items():
+    for key, factory in factories_in_use(recipe).items():
         try:
             load_factory(factory, key)
         except SettingError as error:
             settings += error.problems
-    for key, files in _files(recipe).items():
+    for key, files in files_in_use(recipe).items():
         try:
             find_files(files, key)
         except SettingError as error:
@@ -40,7 +40,7 @@ def require_sources(recipe: Recipe) -> None:
         raise SourceError(sources)
 
 
-def _factories(recipe: Recipe) -> dict[str, str]:
+def factories_in_use(recipe: Recipe) -> dict[str, str]:
     """{key: factory} of those in use."""
     named = {
         "model.factory": recipe.model.factory,
@@ -50,7 +50,7 @@ def _factories(recipe: Recipe) -> dict[str, str]:
     return {key: factory for key, factory in named.items() if factory is not None}
 
 
-def _files(recipe: Recipe) -> dict[str, str | list[str] | None]:
+def files_in_use(recipe: Recipe) -> dict[str, str | list[str] | None]:
     """{key: files} of those in use; training files are always needed."""
     if recipe.data.source == "factory":
         return {}

@@ -28,6 +28,13 @@ from sapp_cli.checkpoint.output_folder import check_output, output_folder, prepa
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.core.schedule import PhaseSchedule
 from sapp_cli.costs import see_costs
+from sapp_cli.inputs.fingerprints import (
+    Beside,
+    Fingerprints,
+    fingerprint_checkpoint,
+    fingerprint_code,
+    fingerprint_files,
+)
 from sapp_cli.inputs.models import load_model
 from sapp_cli.inputs.rows import rows_in
 from sapp_cli.layers import decide_layers
@@ -114,6 +121,7 @@ def prune(
         watcher = watcher if is_main() else Silence()
         require_packages(settings.train.trackers)
         require_compiler(settings.train, accelerator)
+        hashing = Beside(lambda: fingerprint_files(settings)) if is_main() else None  # while model and data load
         run = set_up(recipe, checkpoint_path, accelerator, watcher)
         if run.checkpoint.folder:
             check_companions(run.checkpoint.folder)
@@ -121,7 +129,7 @@ def prune(
         check_fits(run.objective, model, run.data)
         steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
         folder = RunFolder(out)
-        inputs, state = _look_for_state(run, folder, out, resume=resume, anew=overwrite)
+        inputs, state = _look_for_state(run, folder, out, hashing, watcher, resume=resume, anew=overwrite)
         costs = state.record.costs if state else from_main(_see_costs(run))
         # A teacher is a model of its own: the student's weights are about to move.
         teacher = run.teacher or (copy.deepcopy(model).to(accelerator.device) if run.objective.needs_teacher else None)
@@ -216,20 +224,30 @@ def _alone(out: Path, checkpoint_path: Path, overwrite: bool, watcher: Watcher) 
 
 
 def _look_for_state(
-    run: Run, folder: RunFolder, out: Path, *, resume: bool, anew: bool
+    run: Run,
+    folder: RunFolder,
+    out: Path,
+    hashing: Beside[Fingerprints] | None,
+    watcher: Watcher,
+    *,
+    resume: bool,
+    anew: bool,
 ) -> tuple[dict[str, str], SavedState | None]:
-    """The hashes of the input's files, and the state to go on from: the main process looks, the others take its word."""
-    meet()  # whoever could not set up is gone by now
+    """The hashes of everything that the run is made from, and the state to resume: rank 0 looks and broadcasts both."""
+    meet()  # a rank that could not set up has exited by now
     inputs: dict[str, str] = {}
     state = None
-    if is_main():
+    if hashing is not None:
         check_free_space(out.parent, 2 * run.checkpoint.bytes)
-        inputs = run.checkpoint.hashes()
+        found = fingerprint_checkpoint(run.checkpoint) | hashing.result() | fingerprint_code(run.settings)
+        inputs = dict(found.values)
         processes = describe_processes(run.settings.train, run.accelerator)
         state = open_run(folder, run.settings, inputs, processes, resume=resume, anew=anew)
         if state:
             layers = decide_layers(run.loaded.model, run.settings.prune, run.loaded.stored_names)
             state.require(run.objective.metrics, [layer.name for layer in layers if layer.pruned])
+            for limit in found.limits:
+                watcher.say(f"not fully compared with the interrupted run: {limit}")
     return from_main((inputs, state))
 
 

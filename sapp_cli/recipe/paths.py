@@ -10,11 +10,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
+NAMES_ONLY: Mapping[str, Any] = {"folder": None}
+"""The context of settings that are to be compared: of every path the last part, so that its folder may move."""
+
 
 def resolve_path(value: str, context: Mapping[str, Any] | None) -> str:
     """`value` made absolute against `context["folder"]`, the recipe's; as it is without a context."""
     if not context:
         return value
+    if context["folder"] is None:
+        return Path(value).name
     path = Path(value)
     with suppress(RuntimeError):  # ~name of nobody known here: a file may be called so
         path = path.expanduser()

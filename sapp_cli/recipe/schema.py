@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sapp_cli.recipe.data_section import DataSection
-from sapp_cli.recipe.paths import Factory, RecipePath
+from sapp_cli.recipe.paths import NAMES_ONLY, Factory, RecipePath
 from sapp_cli.recipe.prune_section import PruneSection
 from sapp_cli.recipe.section import PositiveFloat, PositiveInt, Section, Share
 
@@ -222,6 +222,11 @@ class Recipe(Section):
         if (self.train.steps is None) == (self.train.epochs is None):
             raise ValueError("train: give steps or epochs, one of the two")
         return self
+
+
+def comparable(recipe: Recipe) -> dict[str, Any]:
+    """The settings as JSON, with names in the place of paths: equal for a recipe whose folder has moved."""
+    return Recipe.model_validate(recipe.model_dump(mode="json"), context=NAMES_ONLY).model_dump(mode="json")
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 from sapp_cli.checkpoint.write import synced_size
 from sapp_cli.errors import UsageError
 from sapp_cli.pruner import Pruner
-from sapp_cli.recipe.schema import Recipe, TrainSection
+from sapp_cli.recipe.schema import Recipe, TrainSection, comparable
 from sapp_cli.training.processes import is_main
 from sapp_cli.training.run_record import StateRecord
 from sapp_cli.training.run_state import RunFolder, SavedState, collect, restore
@@ -119,18 +119,13 @@ def open_run(
             f"{folder.path}: holds an interrupted run, {state.step} steps done; --resume goes on with it, "
             "--overwrite starts anew"
         )
-    then, now = (
-        dict(_leaves(state.record.recipe.model_dump(mode="json"))),
-        dict(_leaves(recipe.model_dump(mode="json"))),
-    )
+    then, now = (dict(_leaves(comparable(settings))) for settings in (state.record.recipe, recipe))
     changed = [
         f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and key not in FREE_TO_CHANGE
     ]
-    changed += [
-        f"  {file}: another file than then" for file in sorted(inputs) if state.record.inputs.get(file) != inputs[file]
-    ]
+    changed += _changed_inputs(state.record.inputs, inputs)
     if state.record.processes != processes:
         changed.append(f"  processes: {state.record.processes!r} then, {processes!r} now")
     if changed:
@@ -139,6 +134,22 @@ def open_run(
             "change it back, or start anew with --overwrite:\n" + "\n".join(changed)
         )
     return state
+
+
+def _changed_inputs(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """A line for each file that is another one, and for each package of another version."""
+    for name in sorted(then.keys() | now.keys()):
+        if name not in now:
+            yield f"  {name}: a file that the run began with, and is gone"
+        elif name not in then:
+            yield f"  {name}: a file that was not there when the run began"
+        elif then[name] != now[name]:
+            versions = " " in now[name]  # hashes have none
+            yield (
+                f"  {name}: {then[name]!r} then, {now[name]!r} now"
+                if versions
+                else f"  {name}: changed since the run began"
+            )
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

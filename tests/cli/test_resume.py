@@ -1,13 +1,18 @@
 """An interrupted run goes on and ends with the same bytes as one that was left alone."""
 
+import hashlib
+import json
 import os
 import pty
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,6 +153,101 @@ def test_what_changed_since_is_shown_and_nothing_is_lost(sapp, job, interrupted)
     assert ran.code == 2
     assert "steps done; --resume goes on with it, --overwrite starts anew" in ran.err.splitlines()[-1]
     assert sorted(folder.iterdir()) == states
+
+
+@pytest.fixture
+def own_job(digits, tmp_path):
+    """A folder of its own with everything that a run reads, and a run in it that stopped after 12 steps."""
+    job = tmp_path / "job"
+    shutil.copytree(digits / "data", job / "data")
+    (job / "width.py").write_text("WIDTH = 96\n")
+    write_job(job, digits, NETWORK, "net", RECIPE.replace("DATA", "data"))
+    text = NETWORK.replace("nn.Linear(96, 10)", "nn.Linear(WIDTH, 10)").replace(
+        "nn\n", "nn\nfrom width import WIDTH\n", 1
+    )
+    (job / "net.py").write_text(text)
+    with pytest.raises(Interrupted):
+        prune(load_recipe(job / "recipe.yaml"), job / "net.safetensors", job / "out", Interrupting(12))
+    return job
+
+
+def other_rows(path):
+    arrays = dict(np.load(path))
+    arrays["inputs"][0, 0] = 9
+    np.savez(path, **arrays)
+
+
+def other_text(old, new):
+    return lambda path: path.write_text(path.read_text().replace(old, new))
+
+
+CHANGES = {
+    "data/train.npz": (other_rows, "data.files.train/train.npz"),
+    "data/validation.npz": (other_rows, "data.files.validation/validation.npz"),
+    "net.py": (other_text("Dropout(0.2)", "Dropout(0.5)"), "model.factory/net.py"),
+    "width.py": (other_text("WIDTH = 96", "WIDTH = 96  # as before"), "model.factory/width.py"),
+    "net.safetensors": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\1"), "net.safetensors"),
+}
+
+
+def test_another_file_is_refused_wherever_the_run_reads_it(sapp, own_job):
+    """Each by itself; with all as they were the run is resumed."""
+    states = sorted((own_job / ".out.sapp-run").iterdir())
+    for file, (change, name) in CHANGES.items():
+        before = (own_job / file).read_bytes()
+        change(own_job / file)
+        ran = sapp(*command(own_job, own_job / "out", "--resume"))
+        assert (ran.code, ran.err.splitlines()[-1]) == (2, f"  {name}: changed since the run began")
+        (own_job / file).write_bytes(before)
+    (own_job / "dropped").mkdir()
+    (own_job / "width.py").rename(own_job / "dropped" / "width.py")
+    ran = sapp(*command(own_job, own_job / "out", "--resume"))
+    assert ran.err.splitlines()[-1] == "  model.factory/width.py: a file that the run began with, and is gone"
+    (own_job / "dropped" / "width.py").rename(own_job / "width.py")
+    assert sorted((own_job / ".out.sapp-run").iterdir()) == states
+
+
+def test_a_job_that_moved_is_resumed_to_the_same_bytes(sapp, own_job, undisturbed):
+    moved = own_job.rename(own_job.with_name("moved"))
+    ran = sapp(*command(moved, moved / "out", "--resume"))
+    assert ran.code == 0, ran.err
+    assert "going on after step 13 of 80" in ran.err.splitlines()
+    assert hashes(moved / "out") == hashes(undisturbed)
+    inputs = json.loads((moved / "out" / "manifest.json").read_text())["inputs"]
+    assert inputs == {
+        name: hashlib.sha256((moved / file).read_bytes()).hexdigest() for file, (_, name) in CHANGES.items()
+    }
+
+
+def test_a_log_that_was_cut_loses_the_records_of_some_steps_and_nothing_else(sapp, own_job, undisturbed):
+    log = own_job / ".out.sapp-run" / "metrics.jsonl"
+    os.truncate(log, log.read_bytes().index(b'{"step": 5') + 3)
+    ran = sapp(*command(own_job, own_job / "out", "--resume"))
+    assert ran.code == 0, ran.err
+    lost = "shorter or other than when the state was saved; the records of steps 5 to 13 are lost"
+    assert f"warning: {log}: {lost}" in ran.err.splitlines()
+    assert hashes(own_job / "out") == hashes(undisturbed)
+    kept = losses(undisturbed)
+    assert losses(own_job / "out") == [record for record in kept if not 5 <= record[0] <= 13]
+
+
+def test_a_second_run_into_one_out_ends_at_once(sapp, job, undisturbed):
+    """It says who is there, and changes nothing of the first."""
+    out = job / "twice"
+    running = Running(job / "said.log", *command(job, out))
+    running.wait_for("step 8/80")
+    for more in ([], ["--overwrite"], ["--resume"]):
+        ran = sapp(*command(job, out, *more))
+        assert ran.code == 2
+        assert re.fullmatch(
+            rf"error: {out}: another run is writing there: process \d+ since \S+ \S+; wait for it or stop it, or give "
+            "another folder with -o\n",
+            ran.err,
+        )
+    assert running.finish()[0] == 0
+    assert losses(out) == losses(undisturbed)
+    assert hashes(out) == hashes(undisturbed)
+    assert sorted(path.name for path in job.glob(".twice*")) == []
 
 
 def test_a_damaged_state_says_so(sapp, job, interrupted):

@@ -146,9 +146,9 @@ def test_a_table_is_read_from_the_outputs(tmp_path):
     report = write_output(store.out(CELL)) / "sparsity.json"
     totals = {"prunable_sparsity": 16 / 36, "bytes_dense": 156, "bytes_sparse": 112}
     report.write_text(json.dumps({**json.loads(report.read_text()), "model": totals}))
-    store.note(CELL, Record("hash", 0))
+    store.note(CELL, Record("hash", "", 0))
     failed = replace(CELL, seed=1)
-    store.note(failed, Record("hash", 6, DIVERGED.error))
+    store.note(failed, Record("hash", "", 6, DIVERGED.error))
     table = make_table([CELL, failed], store, None)
     assert (table.metric, table.dense, table.steps, table.seeds) == ("accuracy", 0.97, 40, (0, 1))
     assert [(found.method, found.mean, found.failures[0].text) for found in table.rows] == [("norm", 0.96, "diverged")]
@@ -160,10 +160,10 @@ def test_a_table_is_read_from_the_outputs(tmp_path):
 
 def test_records_of_other_settings_do_not_count(tmp_path):
     store = Store(tmp_path)
-    store.note(CELL, Record("hash", 6, "diverged"))
+    store.note(CELL, Record("hash", "", 6, "diverged"))
     assert store.is_settled(CELL)
     assert not store.is_settled(replace(CELL, settings="other"))
-    store.note(CELL, Record("hash", 5, "disk full"))
+    store.note(CELL, Record("hash", "", 5, "disk full"))
     assert not store.is_settled(CELL)  # another time there may be room
     with pytest.raises(SappError) as caught:
         make_table([CELL], store, None)

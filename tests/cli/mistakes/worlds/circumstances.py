@@ -216,7 +216,7 @@ def _cell(folder: Path) -> tuple[Store, Cell]:
     budget = Budget(Path("net.safetensors"), "recipe.yaml")
     (cell,) = plan_cells(budget, [Variant("magnitude", "magnitude")], ["8"], [0.9], [0])
     store = Store(folder / "out/many")
-    store.note(cell, Record(cell.settings, 0))
+    store.note(cell, Record(cell.settings, cell.inputs, 0))
     shutil.copytree(folder / "out", store.out(cell), ignore=shutil.ignore_patterns("many"))
     return store, cell
 
@@ -230,6 +230,13 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> None:
     store, cell = _cell(folder)
     (store.out(cell) / "sparsity.json").write_text("{}")
+
+
+@world("a record of a cell with a wrong value")
+def _(folder: Path) -> None:
+    _, cell = _cell(folder)
+    path = folder / f"out/many/cells/{cell.name}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "exit_code": "0"}))
 
 
 @world("a record of a cell that was cut")

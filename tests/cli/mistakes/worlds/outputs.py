@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import IO
 
+from sapp_cli.checkpoint.source import open_checkpoint
+from sapp_cli.inputs.fingerprints import fingerprint_checkpoint, fingerprint_code, fingerprint_files
 from sapp_cli.recipe.load import load_recipe
 from tests.cli.mistakes.setups import WORLDS, put, settings, world
 
@@ -94,12 +96,25 @@ put("a state that is damaged", STATE, "{")
 put("a state that somebody changed", STATE, json.dumps({**RUN, "seconds": "x"}))
 
 
+def _put_state(folder: Path, settings: list[str], **inputs: str) -> None:
+    """Of a run of recipe.yaml with these settings; `inputs` are other hashes than those of the files that are there."""
+    recipe = load_recipe(folder / "recipe.yaml", settings).recipe
+    found = fingerprint_checkpoint(open_checkpoint(folder / "net.safetensors")) | fingerprint_files(recipe)
+    found |= fingerprint_code(recipe)
+    about = {**RUN, "recipe": recipe.model_dump(mode="json"), "inputs": {**found.values, **inputs}}
+    (folder / STATE).parent.mkdir(parents=True)
+    (folder / STATE).write_text(json.dumps(about))
+
+
 @world("another run's state")
 def _(folder: Path) -> None:
     """Of the same recipe with another sparsity, on another checkpoint."""
-    settings = load_recipe(folder / "recipe.yaml", ["prune.sparsity=0.8"]).recipe.model_dump(mode="json")
-    (folder / STATE).parent.mkdir(parents=True)
-    (folder / STATE).write_text(json.dumps({**RUN, "recipe": settings, "inputs": {"net.safetensors": "0"}}))
+    _put_state(folder, ["prune.sparsity=0.8"], **{"net.safetensors": "0"})
+
+
+@world("a state that lost its metrics")
+def _(folder: Path) -> None:
+    _put_state(folder, [])
 
 
 put("a folder that is a file", "mine", "mine")
