@@ -36,7 +36,7 @@ from sapp_cli.report.html import HTML_FILE, write_html
 from sapp_cli.report.inspect import SPARSITY_FILE, layer_facts
 from sapp_cli.report.measure import measure
 from sapp_cli.report.run import METRICS_FILE, home_of, read_run
-from sapp_cli.report.sparsity import LayerFacts, SparsityReport, block_sparse_bytes
+from sapp_cli.report.sparsity import LayerFacts, SparsityReport
 from sapp_cli.report.wording import by
 
 OF_THE_RUN = (METRICS_FILE, "recipe.yaml")
@@ -117,16 +117,14 @@ def _check_block(source: Checkpoint, block: tuple[int, int] | None) -> None:
 
 
 def _blocks(source: Checkpoint, facts: list[LayerFacts]) -> dict[str, Blocks]:
-    """{name: layout and grid} of the dense weights to be stored block-sparse: as decided by the run, or if it saves bytes."""
+    """{name: layout and grid} of the dense weights to store block-sparse, pruned by a run or not: if it saves bytes."""
     found: dict[str, Blocks] = {}
     for layer in facts:
         if layer.layout is None or layer.grid is None or layer.pruned is False:
             continue
-        if layer.pruned is None:
-            kept = block_statistics(source, layer.name, layer.layout, layer.grid).kept
-            sparse = block_sparse_bytes(layer.grid, int(np.count_nonzero(kept)), layer.itemsize)
-            if sparse >= layer.parameters * layer.itemsize:
-                continue
+        kept = block_statistics(source, layer.name, layer.layout, layer.grid).kept
+        if not layer.grid.saves(int(np.count_nonzero(kept)), layer.itemsize):
+            continue
         found[source.tied.get(layer.name, layer.name)] = (layer.layout, layer.grid)
     return found
 

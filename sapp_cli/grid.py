@@ -95,13 +95,21 @@ class BlockGrid:
         rows, columns = self.size
         return rows * self.block[0], columns * self.block[1]
 
+    def stored_bytes(self, kept: int, itemsize: int) -> int:
+        """Bytes of the three tensors of the block-sparse form with `kept` blocks (docs/format.md)."""
+        return kept * math.prod(self.block) * itemsize + 4 * (self.size[0] + 1) + 4 * kept
+
+    def saves(self, kept: int, itemsize: int) -> bool:
+        """True if the block-sparse form is smaller than the dense one."""
+        return self.stored_bytes(kept, itemsize) < math.prod(self.matrix) * itemsize
+
     def extent(self, axis: Literal[0, 1], index: int) -> tuple[int, int]:
         """First and one-past-last row (axis 0) or column (axis 1) of block row or column `index`."""
         start = index * self.block[axis]
         return start, min(start + self.block[axis], self.matrix[axis])
 
 
-@lru_cache(maxsize=64)  # layers of one size of one size have the same in every step, and exact fractions are slow
+@lru_cache(maxsize=64)  # layers of one size have the same count in every step, and exact fractions are slow
 def final_count(sparsity: Fraction, blocks: int) -> int:
     """Blocks a layer of `blocks` keeps in the end: n − ⌈s·n⌉, and one where that would be none.
 

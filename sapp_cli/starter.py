@@ -138,8 +138,8 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
         for size, share in shares.items()
     ]
     lines += [
-        "  # The blocks of all layers compete for one budget of multiply-adds, by what the loss loses with them;",
-        "  # `allocation: uniform` gives each layer its own share, `floor` what each keeps in any case.",
+        "  # The blocks of all layers compete for two budgets, parameters and multiply-adds, by what the loss loses with",
+        "  # them; `allocation: uniform` gives each layer its own share, `floor` what each keeps in any case.",
     ]
     outputs = _output_layers(checkpoint)
     if outputs:

@@ -18,7 +18,6 @@ from sapp_cli.layers import Layer, decide_layers
 from sapp_cli.planning import layer_facts, other_tensors
 from sapp_cli.recipe.prune_section import PruneSection
 from sapp_cli.recipe.schema import Recipe
-from sapp_cli.report.sparsity import block_sparse_bytes
 from sapp_cli.report.wording import percent, size_text, time_text
 
 STEPS = 10_000  # sparsities tried are whole multiples of 1/STEPS
@@ -120,11 +119,11 @@ def expected_file_bytes(checkpoint: Checkpoint, loaded: LoadedModel, layers: lis
             continue
         total += PRUNED_HEADER_BYTES + 4 * len(fact.name)
         block = fact.grid.block[0] * fact.grid.block[1]
-        rows += block_sparse_bytes(fact.grid, 0, fact.itemsize)
+        rows += fact.grid.stored_bytes(0, fact.itemsize)
         entries += layer.kept_count * block
         dearest = max(dearest, (block * fact.itemsize + 4) / block)
         if allocation == "uniform":
-            total += block_sparse_bytes(fact.grid, layer.kept_count, fact.itemsize)
+            total += fact.grid.stored_bytes(layer.kept_count, fact.itemsize)
     return total if allocation == "uniform" else total + rows + round(dearest * entries)
 
 

@@ -30,9 +30,10 @@ def layer_table(report: SparsityReport, reasons: bool, width: int) -> Table:
         columns, kept = (*COLUMNS, *WORK_COLUMNS), (count_text(model.kept_multiply_adds), "")
         rows = [(*row, *work_cells(layer, report)) for row, layer in zip(rows, report.layers, strict=True)]
     nothing = ("",) * len(kept)
+    layers = "pruned layers" if len(report.pruned) == len(report.targeted) else targeted_text(report)
     requested = "" if report.requested_sparsity is None else percent(report.requested_sparsity)
     totals = [
-        (*_total(f"{targeted_text(report)}, blocks", report.pruned_block_sparsity, requested, "", ""), *nothing),
+        (*_total(f"{layers}, blocks", report.pruned_block_sparsity, requested, "", ""), *nothing),
         (*_total("all prunable weights", model.prunable_sparsity, "", "", ""), *nothing),
         (
             *_total("whole model", model.sparsity, "", size_text(model.bytes_dense), size_text(model.bytes_sparse)),

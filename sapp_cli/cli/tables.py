@@ -48,7 +48,12 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None) -
         f"target: {percent(targets['prunable_sparsity'])} of all prunable weights, {percent(targets['sparsity'])} of the "
         f"model; in whole blocks: {percent(model.prunable_sparsity)} and {percent(model.sparsity)}"
     )
-    if plan.allocation == "balanced":
+    if plan.allocation == "balanced" and model.multiply_adds is None:
+        console.print(
+            "allocation balanced: the model could not be run on one example, so parameters are the only budget; training moves "
+            "blocks between layers"
+        )
+    elif plan.allocation == "balanced":
         console.print(
             "allocation balanced: training moves blocks between layers. Size and multiply-adds here are upper limits, the "
             "sparsity is a lower limit"

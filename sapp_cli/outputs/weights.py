@@ -56,6 +56,11 @@ class PrunedWeights:
         self._state = state
         self._layers = {name: layer for layer in attached.values() for name in layer.layer.names}
         self.pruned = {name: self._pruned(name) for name in self._names() if self._model_name(name) in self._layers}
+        self._block_sparse = {
+            name: weight
+            for name, weight in self.pruned.items()
+            if weight.grid.saves(int(weight.kept.sum()), DTYPES[self._dtype(name)].itemsize)
+        }
 
     def masks_sha256(self) -> str:
         """A hash over the names, grids and kept blocks of all pruned weights."""
@@ -80,28 +85,31 @@ class PrunedWeights:
         return write_sharded(folder, "model", shards, self._checkpoint.index_metadata)
 
     def write_sparse(self, folder: Path, max_shard_bytes: int | None) -> list[Path]:
-        """The same shards with each pruned weight as its kept blocks (docs/format.md), stored once where tied."""
-        aliases = {names[0]: names[1:] for names in self._pruned_names().values()}
+        """The same shards with each pruned weight as its kept blocks (docs/format.md), stored once if it is tied.
+
+        A weight whose block-sparse form would be larger stays dense.
+        """
+        aliases = {names[0]: names[1:] for names in self._block_sparse_names().values()}
         dropped = {alias for others in aliases.values() for alias in others}
         shards = []
         for file, names, metadata in self._shards(max_shard_bytes):
             tensors: list[TensorOut] = []
             for name in names:
-                if name in self.pruned and name not in dropped:
-                    tensors += self._triple(self.pruned[name])
+                if name in self._block_sparse and name not in dropped:
+                    tensors += self._triple(self._block_sparse[name])
                 elif name not in dropped:
                     tensors.append(self._dense(name))
-            here = {name: self.pruned[name] for name in names if name in aliases}
+            here = {name: self._block_sparse[name] for name in names if name in aliases}
             weights = {name: (weight.layout, weight.grid) for name, weight in here.items()}
             tied = {alias: name for name in here for alias in aliases[name]}
             shards.append(ShardOut(file, tensors, {**metadata, **block_sparse_metadata(weights, tied)}))
         folder.mkdir(parents=True, exist_ok=True)
         return write_sharded(folder, "model", shards, self._checkpoint.index_metadata)
 
-    def _pruned_names(self) -> dict[str, list[str]]:
+    def _block_sparse_names(self) -> dict[str, list[str]]:
         """{layer: the checkpoint's names of its weight}, in the checkpoint's order."""
         found: dict[str, list[str]] = {}
-        for name in self.pruned:
+        for name in self._block_sparse:
             found.setdefault(self._layers[self._model_name(name)].layer.name, []).append(name)
         return found
 

@@ -131,6 +131,10 @@ def prune(
         folder = RunFolder(out)
         inputs, state = _look_for_state(run, folder, out, hashing, watcher, resume=resume, anew=overwrite)
         costs = state.record.costs if state else from_main(_see_costs(run))
+        if settings.prune.resolved_allocation == "balanced" and costs["blocks"] is None:
+            watcher.say(
+                "allocation balanced: the model could not be run on one example, so parameters are the only budget"
+            )
         # A teacher is a model of its own: the student's weights are about to move.
         teacher = run.teacher or (copy.deepcopy(model).to(accelerator.device) if run.objective.needs_teacher else None)
         in_pieces = shards(settings.train, accelerator)

@@ -250,12 +250,6 @@ def expected_counts(kept: Mapping[str, int]) -> Callable[[LayerFacts], Counts]:
     return count
 
 
-def block_sparse_bytes(grid: BlockGrid, kept: int, itemsize: int) -> int:
-    """Bytes of the three tensors of a block-sparse weight (docs/format.md)."""
-    (rows, _), (br, bc) = grid.size, grid.block
-    return kept * br * bc * itemsize + 4 * (rows + 1) + 4 * kept
-
-
 def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
     grid, dense = facts.grid, facts.parameters * facts.itemsize
     lost = grid is not None and counts.kept_blocks < grid.count
@@ -272,9 +266,7 @@ def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
         sparsity=_removed(counts.nonzero, facts.parameters),
         target=facts.target,
         bytes_dense=dense,
-        bytes_sparse=min(dense, block_sparse_bytes(grid, counts.kept_blocks, facts.itemsize))
-        if pruned and grid
-        else dense,
+        bytes_sparse=min(dense, grid.stored_bytes(counts.kept_blocks, facts.itemsize)) if pruned and grid else dense,
         prunable=facts.prunable,
         pruned=pruned,
         reason=facts.reason if pruned or not facts.pruned else LOST_NOTHING,

@@ -144,7 +144,9 @@ def test_block_sparse_weights_are_logical_ones(tmp_path: Path) -> None:
 
 
 def test_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "above" / "here"  # nothing of other tests lies beside it
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
     for name in ("gpt2", "meta-llama/Llama-3.1-8B"):
         advice = f"a model of the hub? Run `hf download {name}` first, and give the folder it prints"
         assert refusal(name) == f"no such file or folder; {advice}"
@@ -160,7 +162,7 @@ def test_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             f"{name}: is an address, and sapp reads files; for a model of the hub run `hf download {model}` first, and give "
             "the folder it prints"
         )
-    (tmp_path / "model.safetensors").touch()
+    (here / "model.safetensors").touch()
     assert refusal("modle.safetensors") == "no such file or folder; nearest: 'model.safetensors'"
 
 

@@ -115,7 +115,7 @@ def test_the_card_and_the_written_recipe(output, sapp):
     card = (out / "README.md").read_text()
     accuracy = result["metrics"]["accuracy"]
     assert f"| accuracy (higher is better) | {accuracy['dense']:.4f} | {accuracy['pruned']:.4f} |" in card
-    assert "60 steps of fine-tuning, 8×8 blocks, 90.0 % of the blocks of 2 layers removed." in card
+    assert "60 steps of fine-tuning, 8×8 blocks, 90.0 % of the blocks of 2 layers removed (90.0 % requested)." in card
     evaluated = sapp("eval", out, "-r", out / "recipe.yaml", "--json")
     assert evaluated.json["metrics"]["accuracy"] == accuracy["pruned"]
     sparse = sapp("eval", out / "sparse", "-r", out / "recipe.yaml", "--json")

@@ -28,7 +28,7 @@ def test_the_table(sapp, out):
         "layer                  shape  block  kept / blocks  sparsity  target  dense  sparse",
         "first.weight             4×6    2×2          2 / 6    66.7 %  65.0 %   96 B    52 B",
         "second.weight            3×4      –              –     0.0 %       –   48 B       –",
-        "pruned layers, blocks                                 66.7 %",
+        "pruned layers, blocks                                 66.7 %  65.0 %",
         "all prunable weights                                  44.4 %",
         "whole model                                           43.6 %          156 B   112 B",
     ]
