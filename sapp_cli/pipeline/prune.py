@@ -131,7 +131,7 @@ def prune(
         folder = RunFolder(out)
         inputs, state = _look_for_state(run, folder, out, hashing, watcher, resume=resume, anew=overwrite)
         costs = state.record.costs if state else from_main(_see_costs(run))
-        if settings.prune.resolved_allocation == "balanced" and costs["blocks"] is None:
+        if settings.prune.resolved_allocation == "balanced" and costs.blocks is None:
             watcher.say(
                 "allocation balanced: the model could not be run on one example, so parameters are the only budget"
             )
