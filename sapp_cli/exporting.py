@@ -77,6 +77,7 @@ def export(
     """
     check_output(out, path, overwrite)
     source = open_checkpoint(path)
+    source.require_weights()
     home = home_of(source)
     facts = layer_facts(source, block)
     _check_block(source, block)

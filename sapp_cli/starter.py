@@ -90,7 +90,11 @@ def _task(config: Mapping[str, Any] | None) -> Task:
 
 
 def starter_recipe(checkpoint: Checkpoint) -> str:
-    """The text of a recipe that `sapp plan` accepts for this checkpoint as it is; its comments say what to fill in."""
+    """The text of a recipe that `sapp plan` accepts for this checkpoint as it is; its comments say what to fill in.
+
+    Raises CheckpointError if the checkpoint holds no weight.
+    """
+    checkpoint.require_weights()
     architecture = architecture_of(checkpoint.config)
     task = _task(checkpoint.config)
     shares = {block: _share(checkpoint, block) for block in BLOCKS}

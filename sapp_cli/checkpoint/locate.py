@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from sapp_cli.checkpoint.damage import AGAIN, absence, damaged, quoted
+from sapp_cli.checkpoint.foreign import of_another_format
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, INDEX_LIMIT, read_object
 from sapp_cli.errors import CheckpointError
 
-PICKLES = (".bin", ".pt", ".pth")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states).*")
-NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin|\.pt|\.pth)")
-FOREIGN = {".gguf": "GGUF", ".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".npz": "NumPy"}
+NUMBERED = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin|\.pt|\.pth|\.ckpt)"
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ def _in_folder(path: Path) -> Location:
         inner = _in_folder(path / "sparse")
         return Location(path, path, inner.files, _config(path), inner.index, inner.weight_map, inner.index_metadata)
     if not files:
-        foreign = next((FOREIGN[Path(name).suffix] for name in names if Path(name).suffix in FOREIGN), None)
+        foreign = next((error for name in names if (error := of_another_format(path / name))), None)
         if foreign is not None:
-            raise damaged(path, f"{foreign} weights are not supported; give the PyTorch checkpoint (safetensors)")
+            raise foreign
         raise damaged(path, f"no weights in this folder: {_instead(path, names)}")
     _check_numbers(set(files), path)
     folder = _companions(path) or path
@@ -85,7 +87,7 @@ def _instead(path: Path, names: list[str]) -> str:
     inner = [path / name for name in names if (path / name).is_dir() and any(map(_is_weights, _names(path / name)))]
     if inner:
         return f"they lie in {', '.join(map(str, inner[:5]))}{' and others' * (len(inner) > 5)}; give one of these"
-    return "no .safetensors, .bin, .pt or .pth file"
+    return "no .safetensors, .bin, .pt, .pth or .ckpt file"
 
 
 def _names(folder: Path) -> list[str]:
@@ -123,17 +125,12 @@ def _one_file(path: Path) -> Location:
         raise damaged(path, "an adapter; merge it into its base model and give the merged checkpoint")
     if path.name.endswith(".index.json"):
         return _from_index(path, path, folder)
-    if path.suffix in FOREIGN:
-        raise damaged(
-            path, f"{FOREIGN[path.suffix]} weights are not supported; give the PyTorch checkpoint (safetensors)"
-        )
-    if path.suffix == ".ckpt":
-        raise damaged(
-            path, "a checkpoint of Lightning; save the `state_dict` in it as .pt or .safetensors, and give that"
-        )
+    foreign = of_another_format(path)
+    if foreign is not None:
+        raise foreign
     if path.suffix not in (".safetensors", *PICKLES):
         raise damaged(
-            path, "unknown kind of file; give a folder, .safetensors, .safetensors.index.json, .bin, .pt or .pth"
+            path, "unknown kind of file; give a folder, .safetensors, .safetensors.index.json, .bin, .pt, .pth or .ckpt"
         )
     return Location(path, folder, (path,), _config(folder))
 

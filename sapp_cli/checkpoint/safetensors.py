@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, absence, damaged, quoted
 from sapp_cli.checkpoint.dtypes import DTYPES, PACKED
+from sapp_cli.checkpoint.foreign import of_another_format
 from sapp_cli.checkpoint.json_text import parse_object
 from sapp_cli.checkpoint.tensor_file import FileIdentity, Read, TensorFile, TensorInfo
 
@@ -82,6 +83,9 @@ def _read_header(path: Path) -> tuple[bytes, int, FileIdentity]:
             if start + file.read(len(POINTER) - 8) == POINTER:
                 raise damaged(path, FETCH)
             length = int.from_bytes(start, "little")
+            foreign = of_another_format(path, content=True)
+            if foreign is not None:
+                raise foreign
             if length > HEADER_LIMIT:
                 problem = f"a header of {length:,} bytes, more than the format allows"
                 raise damaged(path, f"is not a safetensors file: {problem}; {AGAIN}")

@@ -5,7 +5,7 @@ NumPy only; torch is imported for pickled state dicts alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,9 @@ from sapp_cli.checkpoint.block_sparse_file import (
     read_weight,
 )
 from sapp_cli.checkpoint.damage import AGAIN, damaged, quoted
-from sapp_cli.checkpoint.dtypes import Bits, Float32
+from sapp_cli.checkpoint.dtypes import DTYPES, Bits, Float32
 from sapp_cli.checkpoint.locate import Location, locate
+from sapp_cli.checkpoint.reparametrized import with_masks_applied
 from sapp_cli.checkpoint.safetensors import SafetensorsFile
 from sapp_cli.checkpoint.state_dict import StateDictFile
 from sapp_cli.checkpoint.tensor_file import TensorFile, TensorInfo, memory_errors
@@ -38,7 +39,7 @@ class Checkpoint:
     (`dense_names`, `dtype`, `shape`, `dense_array`, …).
     """
 
-    def __init__(self, location: Location, files: list[TensorFile]) -> None:
+    def __init__(self, location: Location, files: list[TensorFile], notes: Sequence[str] = ()) -> None:
         self.path = location.path
         self.folder = location.folder
         self.config = location.config
@@ -56,9 +57,9 @@ class Checkpoint:
                 self.block_sparse[name] = entry
                 self._block_sparse_file[name] = file
         self.tied = _ties(files, set(self.dense_names()))
-        self.ignored = {
-            name: why for file in files if isinstance(file, StateDictFile) for name, why in file.ignored.items()
-        }
+        self.ignored = {name: why for file in files for name, why in file.ignored.items()}
+        self.notes = (*notes, *(file.note for file in files if file.note))
+        """Lines on what is not read as it stands, for whoever opened the checkpoint."""
 
     @property
     def bytes(self) -> int:
@@ -74,6 +75,15 @@ class Checkpoint:
     def hashes(self) -> dict[str, str]:
         """{name of each file: SHA-256}, of the very files that were opened."""
         return {file.path.name: file.sha256() for file in self.files}
+
+    def require_weights(self) -> None:
+        """Raise CheckpointError if there is nothing to prune or to count: no floating tensor of two or more dimensions."""
+        names = self.dense_names()
+        if not any(len(self.shape(name)) >= 2 and DTYPES[self.dtype(name)].floating for name in names):
+            shown = ", ".join(map(quoted, names[:3])) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+            raise damaged(
+                self.path, f"holds no weight, only {shown or 'an empty header'}; give the file with the model's weights"
+            )
 
     def file(self, name: str) -> TensorFile:
         """The file of a stored tensor, or of a block-sparse weight."""
@@ -155,7 +165,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     ]
     if location.index is not None and location.weight_map is not None:
         _check_index(location.index, location.weight_map, files)
-    checkpoint = Checkpoint(location, files)
+    files, note = with_masks_applied(files)
+    checkpoint = Checkpoint(location, files, [f"{location.path}: {note}"] if note else [])
     _refuse_quantized(checkpoint)
     return checkpoint
 
@@ -173,15 +184,14 @@ def _file_of_each(files: list[TensorFile]) -> dict[str, TensorFile]:
 def _check_index(index: Path, weight_map: Mapping[str, str], files: list[TensorFile]) -> None:
     """Raise CheckpointError unless the index and the shards name the same tensors at the same places."""
     for file in files:
-        aliases = file.tied if isinstance(file, StateDictFile) else {}
-        for name in (*file.tensors, *aliases):
+        for name in (*file.tensors, *file.tied):
             if weight_map.get(name) != file.path.name:
                 where = f"places it in {quoted(weight_map[name])}" if name in weight_map else "does not name it"
                 raise damaged(file.path, f"is here, but {index.name} {where}; {AGAIN}", name)
     held = {file.path.name: file for file in files}
     for name, shard in weight_map.items():
         file = held[shard]
-        if name not in file.tensors and not (isinstance(file, StateDictFile) and name in file.tied):
+        if name not in file.tensors and name not in file.tied:
             raise damaged(index, f"is not in {quoted(shard)}, where the index places it; {AGAIN}", name)
 
 
@@ -189,7 +199,7 @@ def _ties(files: list[TensorFile], stored: set[str]) -> dict[str, str]:
     """Alias -> stored logical name, over all files."""
     tied: dict[str, str] = {}
     for file in files:
-        for alias, name in (file.tied if isinstance(file, StateDictFile) else parse_tied(file)).items():
+        for alias, name in {**parse_tied(file), **file.tied}.items():
             if alias in stored or tied.get(alias, name) != name:
                 raise damaged(file.path, "is an alias in sapp_tied and stored as well", alias)
             if name not in stored:

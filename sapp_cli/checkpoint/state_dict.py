@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -18,37 +18,45 @@ import numpy as np
 import numpy.typing as npt
 
 from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, absence, damaged
+from sapp_cli.checkpoint.foreign import of_another_format
+from sapp_cli.checkpoint.nested import choose_state_dict, keys_of
 from sapp_cli.checkpoint.tensor_file import FileIdentity, Read, TensorFile, TensorInfo
 from sapp_cli.errors import ResourceError
 
 if TYPE_CHECKING:
     import torch
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params")
-"""Keys under which training scripts put the state dict beside optimizer and epoch; tried in this order."""
+
+DENSE = ("tensor.to_dense()", "load the model onto a device first")
+"""What makes a tensor dense: a sparse one, one without data."""
 
 
 class StateDictFile(TensorFile):
     """A pickled state dict, mapped from disk where its format allows it.
 
-    `.tied` maps an alias to the first name of the same storage; `.ignored` maps every entry that is no tensor to the
-    reason. Raises CheckpointError for what is damaged, would run code, or holds no tensors.
+    `.tied` maps an alias to the first name of the same storage. Raises CheckpointError for a file that is damaged, would
+    run code, or holds no state dict.
     """
-
-    tied: Mapping[str, str]
-    ignored: Mapping[str, str]
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.metadata = {}
         before = _identity(self.path)
-        entries, self.ignored = _entries(_load(self.path))
+        loaded = _load(self.path)
         self.identity = before or FileIdentity.of(self.path.stat())
         self.require_unchanged()
+        import torch
+
+        choice = choose_state_dict(loaded, torch.Tensor)
+        if choice is None:
+            advice = "save model.state_dict() alone: torch.save(model.state_dict(), 'weights.pt')"
+            raise damaged(self.path, f"holds no state dict, but {keys_of(loaded)}; {advice}")
+        self.note = choice.note(str(self.path))
+        self.ignored = {key: f"not a tensor but {kind}" for key, kind in choice.chosen.others.items()}
         self._tensors: dict[str, torch.Tensor] = {}
         tied: dict[str, str] = {}
         first: dict[tuple[Any, ...], str] = {}
-        for name, tensor in entries.items():
+        for name, tensor in choice.chosen.tensors.items():
             _check(tensor, name, self.path)
             place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
             same = first.setdefault((*place, tensor.dtype), name) if tensor.numel() else name
@@ -56,8 +64,6 @@ class StateDictFile(TensorFile):
                 self._tensors[name] = tensor
             else:
                 tied[name] = same
-        if not self._tensors:
-            raise damaged(self.path, "holds no tensors")
         self.tied = tied
         self.tensors = {
             name: TensorInfo(name, _dtype_names()[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes)
@@ -101,6 +107,9 @@ def _load(path: Path) -> Any:
     with suppress(OSError), path.open("rb") as file:  # what cannot be read is told below
         if file.read(len(POINTER)) == POINTER:
             raise damaged(path, FETCH)
+    foreign = of_another_format(path, content=True)
+    if foreign is not None:
+        raise foreign
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about the age of the file
@@ -126,24 +135,6 @@ def _load(path: Path) -> Any:
         raise damaged(path, f"is damaged, or no PyTorch file ({type(error).__name__}); {AGAIN}") from None
 
 
-def _entries(loaded: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(name -> tensor, name -> why it is ignored), out of the wrapper that holds the tensors."""
-    import torch
-
-    while isinstance(loaded, Mapping) and not any(isinstance(value, torch.Tensor) for value in loaded.values()):
-        inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None or inner is loaded:
-            break
-        loaded = inner
-    if not isinstance(loaded, Mapping):
-        return {}, {}
-    tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
-    others = {
-        str(key): f"not a tensor but {type(value).__name__}" for key, value in loaded.items() if key not in tensors
-    }
-    return tensors, others
-
-
 def _check(tensor: torch.Tensor, name: str, path: Path) -> None:
     """Raise CheckpointError for a tensor that is not plain numbers in memory."""
     import torch
@@ -151,9 +142,10 @@ def _check(tensor: torch.Tensor, name: str, path: Path) -> None:
     if tensor.is_quantized:
         raise damaged(path, "quantized weights are not supported; start from the unquantized checkpoint", name)
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
-        raise damaged(path, f"is not a dense tensor ({tensor.layout} on {tensor.device})", name)
+        kind = "is without data" if tensor.is_meta else f"is a sparse or nested tensor ({tensor.layout})"
+        raise damaged(path, f"{kind}; save a dense one: {DENSE[tensor.is_meta]}", name)
     if tensor.dtype not in _dtype_names():
-        raise damaged(path, f"dtype {tensor.dtype} is not supported", name)
+        raise damaged(path, f"dtype {tensor.dtype} is not supported; save it as another one, or leave it out", name)
     if tensor.nbytes > tensor.untyped_storage().nbytes():  # a stride of 0 makes terabytes of one number
         raise damaged(path, "repeats one stored number over many entries; save a contiguous copy", name)
 

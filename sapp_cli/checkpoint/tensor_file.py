@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -72,6 +73,12 @@ class TensorFile(ABC):
     identity: FileIdentity
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    tied: Mapping[str, str] = MappingProxyType({})
+    """Alias -> the name that the file stores, where its format shares storage."""
+    ignored: Mapping[str, str] = MappingProxyType({})
+    """Entry that is not a tensor -> why it is left out."""
+    note: str | None = None
+    """What else lies in the file and is not read."""
 
     @abstractmethod
     def reading(self, name: str) -> AbstractContextManager[Read]:

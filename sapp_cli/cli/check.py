@@ -100,13 +100,16 @@ def check(
         raise typer.BadParameter("means nothing without --max-drop", param_hint="--metric")
 
     from sapp_cli.checkpoint.write import parse_size
-    from sapp_cli.cli.notes import describe
+    from sapp_cli.cli.notes import describe, sayer
     from sapp_cli.report.check import Limits
     from sapp_cli.report.check import check as run_gates
+    from sapp_cli.report.wording import printable
 
     size = parse_size(max_size) if max_size is not None else None
     describe(path, quiet, verbose)
     result = run_gates(path, Limits(min_sparsity, of.value, size, max_drop, metric))
+    for note in result.notes:
+        sayer(quiet)(printable(note))
     if as_json:
         print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:

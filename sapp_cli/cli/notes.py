@@ -15,13 +15,20 @@ def sayer(quiet: bool) -> Say:
 
 
 def describe(path: Path, quiet: bool, verbose: bool) -> None:
-    """With --verbose: what a checkpoint is made of, from its headers; raises CheckpointError like whatever comes next."""
-    if quiet or not verbose:
+    """Which weights of a file are read where it holds several; with --verbose what a checkpoint is made of, from its headers.
+
+    Raises CheckpointError like whatever comes next.
+    """
+    if quiet:
         return
     from sapp_cli.checkpoint.source import open_checkpoint
     from sapp_cli.report.wording import printable, size_text
 
     checkpoint = open_checkpoint(path)
+    for note in checkpoint.notes:
+        print(printable(note), file=sys.stderr)
+    if not verbose:
+        return
     weights, files = len(checkpoint.dense_names()), len(checkpoint.files)
     text = (
         f"{printable(str(path))}: {weights:,} tensors, {size_text(checkpoint.bytes)} in {files} file{'s'[: files > 1]}"

@@ -58,7 +58,7 @@ CheckpointArgument = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Hugging Face folder, folder of shards, .safetensors, .safetensors.index.json, or a .pt/.pth/.bin state dict.",
+        help="Hugging Face folder, folder of shards, .safetensors, .safetensors.index.json, .pt, .pth, .bin or .ckpt file.",
         show_default=False,
     ),
 ]

@@ -112,14 +112,19 @@ def report(
     from sapp_cli.checkpoint.source import open_checkpoint
     from sapp_cli.checkpoint.write import require_folder
     from sapp_cli.cli.notes import describe, sayer
-    from sapp_cli.report.inspect import layer_facts
+    from sapp_cli.report.inspect import layer_facts, left_out
     from sapp_cli.report.measure import measure
+    from sapp_cli.report.wording import printable
 
     if html is not None:
         require_folder(html)
     describe(path, quiet, verbose)
     checkpoint = open_checkpoint(path)
+    checkpoint.require_weights()
     facts = layer_facts(checkpoint, block)
+    say = sayer(quiet)
+    for line in left_out(checkpoint, facts):
+        say(printable(line))
     gallery = None
     if html is not None:
         from sapp_cli.report.gallery import Gallery
@@ -133,7 +138,7 @@ def report(
         other = open_checkpoint(against)
         comparison = compare(checkpoint, facts, other, layer_facts(other, block))
     if gallery is not None and html is not None:
-        _write_page(html, path, checkpoint, found, gallery, comparison, sayer(quiet))
+        _write_page(html, path, checkpoint, found, gallery, comparison, say)
     _print(found, comparison, formats[0] if formats else "table", checkpoint)
 
 

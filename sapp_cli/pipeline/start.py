@@ -92,6 +92,8 @@ def read_start(
     checkpoint = open_checkpoint(checkpoint_path)
     require_head(checkpoint, settings)
     loaded = load_model(checkpoint, settings.model)
+    for note in checkpoint.notes:
+        watcher.say(note)
     watcher.say(f"{checkpoint_path}: {loaded.description}")
     for name in loaded.added:
         watcher.say(f"warning: the checkpoint has no '{name}'; it starts at random and is exported with the others")

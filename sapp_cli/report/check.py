@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.report.gates import CheckResult, Gate, Weights, check_drop, check_size, check_sparsity
-from sapp_cli.report.inspect import layer_facts
+from sapp_cli.report.inspect import layer_facts, left_out
 from sapp_cli.report.integrity import check_agreement, check_hashes, check_kept_blocks
 from sapp_cli.report.measure import measure
 from sapp_cli.report.run import home_of, read_run
@@ -31,7 +31,9 @@ def check(path: Path, limits: Limits) -> CheckResult:
     dense, sparse = _layouts(path)
     checkpoint = dense or sparse
     assert checkpoint is not None  # `_layouts` opens at least one
-    report = measure(checkpoint, layer_facts(checkpoint, None))
+    checkpoint.require_weights()
+    facts = layer_facts(checkpoint, None)
+    report = measure(checkpoint, facts)
     home = home_of(checkpoint)
     run = read_run(home)
     gates: list[Gate] = []
@@ -47,7 +49,7 @@ def check(path: Path, limits: Limits) -> CheckResult:
     gates.append(check_agreement(dense, sparse))
     gates.append(check_hashes(home, run, files))
     gates.append(check_kept_blocks(home, report, sparse))
-    return CheckResult(str(path), tuple(gates))
+    return CheckResult(str(path), tuple(gates), tuple(left_out(checkpoint, facts)))
 
 
 def _layouts(path: Path) -> tuple[Checkpoint | None, Checkpoint | None]:

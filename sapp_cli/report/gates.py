@@ -40,6 +40,7 @@ class CheckResult:
 
     path: str
     gates: tuple[Gate, ...]
+    notes: tuple[str, ...] = ()  # what no gate on sparsity counts
 
     @property
     def failed(self) -> tuple[Gate, ...]:

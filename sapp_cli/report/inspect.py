@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from sapp_cli.checkpoint.damage import damaged
+from sapp_cli.checkpoint.damage import damaged, quoted
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
+from sapp_cli.checkpoint.reparametrized import parts_of_weights
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 from sapp_cli.report.run import home_of
@@ -18,6 +19,7 @@ from sapp_cli.report.sparsity import LayerFacts
 
 SPARSITY_FILE = "sparsity.json"
 DEFAULT_BLOCK = (16, 16)
+MOST_NAMES = 4
 EXPERTS = "3-D expert weights are not supported"
 
 
@@ -53,6 +55,31 @@ def layer_facts(checkpoint: Checkpoint, block: tuple[int, int] | None) -> list[L
     if home is not None:
         _check_layouts(home / SPARSITY_FILE, checkpoint, known)
     return [_facts(checkpoint, name, known.get(name), block) for name in names]
+
+
+def left_out(checkpoint: Checkpoint, layers: Sequence[LayerFacts]) -> list[str]:
+    """Lines on the weights that are not among the layers of a checkpoint known only by its tensors."""
+    if recorded_layers(home_of(checkpoint)):
+        return []
+    shown = {checkpoint.tied.get(layer.name, layer.name) for layer in layers}
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.dense_names() if _is_floating(checkpoint, name)}
+    weights = parts_of_weights(list(shapes))
+    shown |= {name for weight in weights for name in weight.tensors}
+    rest = [name for name, shape in shapes.items() if len(shape) >= 2 and name not in shown]
+    lines = []
+    if rest:
+        left, whole = (sum(math.prod(shapes[name]) for name in names) for names in (rest, shapes))
+        lines.append(
+            f"not in the table: {_some(rest)}, whose names do not end in 'weight': {left:,} of {whole:,} parameters"
+        )
+    parts: dict[tuple[str, str], list[str]] = {}
+    for weight in weights:
+        parts.setdefault((weight.made_by, weight.remedy), []).append(weight.name)
+    lines += [
+        f"stored as the parts of {made_by}: {_some(names)}; for plain weights call {remedy} and save again"
+        for (made_by, remedy), names in parts.items()
+    ]
+    return [f"{checkpoint.path}: {line}" for line in lines]
 
 
 def recorded_layers(folder: Path | None) -> dict[str, Recorded] | None:
@@ -110,9 +137,18 @@ def _is_share(value: Any) -> bool:
 
 def _is_weight(checkpoint: Checkpoint, name: str) -> bool:
     """Any floating `*weight` of two or more dimensions: without the model, nothing more can be known."""
-    if not DTYPES[checkpoint.dtype(name)].floating:
+    if not _is_floating(checkpoint, name):
         return False
     return _is_expert(checkpoint, name) or (name.endswith("weight") and len(checkpoint.shape(name)) >= 2)
+
+
+def _is_floating(checkpoint: Checkpoint, name: str) -> bool:
+    return DTYPES[checkpoint.dtype(name)].floating
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(map(quoted, names[:MOST_NAMES])) + more
 
 
 def _is_expert(checkpoint: Checkpoint, name: str) -> bool:

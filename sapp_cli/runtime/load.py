@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ def load(model: Model, path: str | Path, way: str | None = None) -> Model:
 def load_and_explain(model: nn.Module, path: str | Path, way: str | None = None) -> dict[str, str]:
     """Do what `load` does; {name of a layer: why it stays dense although it is pruned}."""
     checkpoint = _sparse_one(Path(path))
+    for note in checkpoint.notes:
+        warnings.warn(note, stacklevel=3)
     found = fit(checkpoint, model)
     replaced, dense = {}, {}
     for name, layer in _pruned_layers(checkpoint, model, found):

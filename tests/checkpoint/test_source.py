@@ -20,10 +20,9 @@ from tests.checkpoint.files import entry, frame, save, save_block_sparse, save_f
 
 AGAIN = "; download or copy the file again"
 MERGE = "; merge it into its base model and give the merged checkpoint"
-PYTORCH = "; give the PyTorch checkpoint (safetensors)"
 UNQUANTIZED = "; start from the unquantized one"
 GIVE_ONE = "; give one of these files"
-NONE = "no weights in this folder: no .safetensors, .bin, .pt or .pth file"
+NONE = "no weights in this folder: no .safetensors, .bin, .pt, .pth or .ckpt file"
 
 
 def quantized(method: dict[str, Any]) -> str:
@@ -173,8 +172,6 @@ def test_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"training_args.bin": "", "optimizer.pt": ""}, NONE),
         ({"adapter_config.json": "{}", "adapter_model.safetensors": ""},
          "an adapter (adapter_config.json)" + MERGE),
-        ({"model-q4.gguf": ""}, "GGUF weights are not supported" + PYTORCH),
-        ({"tf_model.h5": ""}, "TensorFlow weights are not supported" + PYTORCH),
         ({"config.json": quantized({"quant_method": "gptq"}), "model.safetensors": ""},
          "a quantized checkpoint ('gptq' in config.json)" + UNQUANTIZED),
         ({"config.json": quantized({"bits": 4}), "model.safetensors": ""},
@@ -194,9 +191,8 @@ def test_folders_that_are_refused(tmp_path: Path, files: dict[str, str], message
 
 def test_files_that_are_refused(tmp_path: Path) -> None:
     for name, message in {
-        "model.gguf": "GGUF weights are not supported" + PYTORCH,
         "adapter_model.safetensors": "an adapter" + MERGE,
-        "model.txt": "unknown kind of file; give a folder, .safetensors, .safetensors.index.json, .bin, .pt or .pth",
+        "model.txt": "unknown kind of file; give a folder, .safetensors, .safetensors.index.json, .bin, .pt, .pth or .ckpt",
     }.items():
         (tmp_path / name).write_bytes(b"")
         assert refusal(tmp_path / name) == message

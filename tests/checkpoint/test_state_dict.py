@@ -21,6 +21,8 @@ REFUSED = (
     "and save model.state_dict() there, with torch.save or safetensors.torch.save_file"
 )
 
+SAVE = "; save model.state_dict() alone: torch.save(model.state_dict(), 'weights.pt')"
+
 
 def refusal(path: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
@@ -119,11 +121,22 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"a": 1}, "holds no tensors"),
-        (torch.ones(1), "holds no tensors"),
-        ({"a": torch.ones(2, 2).to_sparse()}, "'a': is not a dense tensor (torch.sparse_coo on cpu)"),
-        ({"a": torch.empty(2**40, device="meta")}, "'a': is not a dense tensor (torch.strided on meta)"),
-        ({"a": torch.ones(1, dtype=torch.complex128)}, "'a': dtype torch.complex128 is not supported"),
+        ({"a": 1, "b": {"c": [2]}}, "holds no state dict, but the keys 'a', 'b'" + SAVE),
+        (torch.ones(1), "holds no state dict, but a Tensor" + SAVE),
+        ([{"a": torch.ones(1)}], "holds no state dict, but a list" + SAVE),
+        ({}, "holds no state dict, but no keys" + SAVE),
+        (
+            {"a": torch.ones(2, 2).to_sparse()},
+            "'a': is a sparse or nested tensor (torch.sparse_coo); save a dense one: tensor.to_dense()",
+        ),
+        (
+            {"a": torch.empty(2**40, device="meta")},
+            "'a': is without data; save a dense one: load the model onto a device first",
+        ),
+        (
+            {"a": torch.ones(1, dtype=torch.complex128)},
+            "'a': dtype torch.complex128 is not supported; save it as another one, or leave it out",
+        ),
         (
             {"a": torch.ones(1).expand(2**40)},
             "'a': repeats one stored number over many entries; save a contiguous copy",
@@ -132,6 +145,13 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
 )
 def test_what_is_no_state_dict(tmp_path: Path, state: Any, message: str) -> None:
     torch.save(state, tmp_path / "model.pt")
+    assert refusal(tmp_path / "model.pt") == message
+
+
+@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
+def test_block_sparse_tensors_of_torch(tmp_path: Path) -> None:
+    torch.save({"net": {"a": torch.eye(4).to_sparse_bsr((2, 2))}}, tmp_path / "model.pt")
+    message = "'a': is a sparse or nested tensor (torch.sparse_bsr); save a dense one: tensor.to_dense()"
     assert refusal(tmp_path / "model.pt") == message
 
 

@@ -228,7 +228,48 @@ put("a pickle that Git LFS has not fetched", "net.pt", POINTER)
 put("a configuration that Git LFS has not fetched", "bert/config.json", POINTER)
 put("a tokenizer that Git LFS has not fetched", "bert/tokenizer.json", POINTER)
 put("a page in place of weights", "net.safetensors", "<!DOCTYPE html><html><head></head></html>")
-put("a checkpoint of Lightning", "net.ckpt", b"")
+
+
+def _counters(folder: Path) -> None:
+    torch.save({"epoch": 3, "best_acc1": torch.tensor(71.5)}, folder / "net.ckpt")
+
+
+for case in ("a training checkpoint without its model", "the same, of a check", "the same, to be exported"):
+    world(case)(_counters)
+world("the same, for a recipe")(_counters)
+put("a checkpoint of no tensors", "net.safetensors", frame({}))
+
+
+@world("a mask of other values")
+def _(folder: Path) -> None:
+    torch.save({"h.weight_orig": torch.ones(2, 2), "h.weight_mask": torch.full((2, 2), 0.5)}, folder / "net.pt")
+
+
+@world("a TorchScript archive")
+def _(folder: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(folder / "net.pt")
+
+
+@world("an archive of torch.export")
+def _(folder: Path) -> None:
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), folder / "net.pt2")
+
+
+@world("an archive of NumPy")
+def _(folder: Path) -> None:
+    np.savez(folder / "net.npz", a=np.ones((2, 2)))
+    (folder / "net.npz").rename(folder / "net.pt")
+
+
+put("an ONNX file", "net.bin", b"\x08\x08\x12\x07pytorch\x1a\x052.6.0:")
+
+
+@world("a state dict that is called safetensors")
+def _(folder: Path) -> None:
+    torch.save({"a.weight": torch.ones(2, 2)}, folder / "net.safetensors")
+
+
+put("safetensors that are called a state dict", "net.bin", frame(F32, b"0" * 16))
 put("a checkpoint of DeepSpeed", "model/zero_to_fp32.py", "")
 put("a distributed checkpoint", "model/__0_0.distcp", b"")
 put("a folder of checkpoints", "model/checkpoint-500/model.safetensors", frame(F32, b"0" * 16))
