@@ -1,6 +1,6 @@
 """A function in a process of its own: what it imports and reads is gone when it is done; lines and errors come through.
 
-It starts as a fresh Python, so nothing of this process lies in it but the arguments.
+It starts as a fresh Python, so nothing of this process lies in it but the arguments. It ends if this process is killed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sapp_cli.cli.streams import prepare
 from sapp_cli.errors import ResourceError
 from sapp_cli.training.interruption import Terminated
+from sapp_cli.training.parent import end_after
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -117,6 +118,9 @@ def _start(process: Any) -> None:
 def _answer(connection: Connection, function: Callable[..., object], arguments: Any, named: Any) -> None:
     """The other process."""
     signal.signal(signal.SIGTERM, _end_once)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "started by call_apart"
+    end_after(lambda: wait([parent.sentinel]), PATIENCE)
     prepare()
     with suppress(OSError):
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

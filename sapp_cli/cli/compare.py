@@ -28,6 +28,7 @@ from sapp_cli.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from sapp_cli.cli.comparison_progress import ComparisonWatcher
     from sapp_cli.comparing.cells import Budget, Cell, Store, Variant
     from sapp_cli.comparing.table import Table
     from sapp_cli.pipeline.watcher import Watcher
@@ -107,6 +108,7 @@ def compare(
     sapp compare ./my-model -r recipe.yaml -o comparison --sparsity 0.8,0.9
     sapp compare net.safetensors -r digits -o comparison --block-size 8,16 --jobs 4
     """
+    from sapp_cli.checkpoint.lock import locked
     from sapp_cli.checkpoint.output import is_output
     from sapp_cli.checkpoint.output_folder import check_place
     from sapp_cli.cli.apart import call_apart
@@ -114,11 +116,7 @@ def compare(
     from sapp_cli.cli.notes import describe
     from sapp_cli.cli.tables import stdout
     from sapp_cli.comparing.cells import Budget, Store
-    from sapp_cli.comparing.files import write_files
-    from sapp_cli.comparing.results import make_table
-    from sapp_cli.comparing.runs import run_cells
-    from sapp_cli.errors import Interrupted, UsageError
-    from sapp_cli.training.interruption import graceful_stop
+    from sapp_cli.errors import UsageError
 
     check_order(checkpoint, recipe)
     check_place(out, checkpoint)
@@ -137,21 +135,9 @@ def compare(
     store = Store(out)
     describe(checkpoint, quiet, verbose)
     watcher = ComparisonWatcher(quiet, verbose)
-    cells = call_apart(_look_ahead, watcher, budget, variants, choices, store, metric)
-    with watcher, graceful_stop() as stop:
-        try:
-            run_cells(cells, budget, store, jobs, watcher, stop, metric)
-            if stop.signal_number is None:
-                table = make_table(cells, store, metric)
-                written = write_files(out, table, cells, budget)
-        except BaseException as error:
-            if stop.signal_number is None or isinstance(error, Exception):
-                raise  # anything but a second signal, upon which the running cells save their states by themselves
-    if stop.signal_number is not None:
-        done = sum(map(store.is_settled, cells))
-        raise Interrupted(
-            f"interrupted; {done} of {len(cells)} cells are done, the same command goes on", stop.signal_number
-        )
+    with locked(out, watcher.say):
+        cells = call_apart(_look_ahead, watcher, budget, variants, choices, store, metric)
+        table, written = _run(cells, budget, store, jobs, watcher, metric)
     if as_json:
         print(json.dumps(table.as_json(), indent=2, ensure_ascii=False))
     elif as_csv:
@@ -163,6 +149,32 @@ def compare(
         console = stdout()
         console.print()
         console.print(f"written to {out}: {', '.join(written)}", markup=False)
+
+
+def _run(
+    cells: list[Cell], budget: Budget, store: Store, jobs: int, watcher: ComparisonWatcher, metric: str | None
+) -> tuple[Table, tuple[str, ...]]:
+    """Run the cells and write the comparison: its table and the names of its files. Raises Interrupted after a signal."""
+    from sapp_cli.comparing.files import write_files
+    from sapp_cli.comparing.results import make_table
+    from sapp_cli.comparing.runs import run_cells
+    from sapp_cli.errors import Interrupted
+    from sapp_cli.training.interruption import graceful_stop
+
+    with watcher, graceful_stop() as stop:
+        try:
+            run_cells(cells, budget, store, jobs, watcher, stop, metric)
+            if stop.signal_number is None:
+                table = make_table(cells, store, metric)
+                return table, write_files(store.folder, table, cells, budget)
+        except BaseException as error:
+            if stop.signal_number is None or isinstance(error, Exception):
+                raise  # anything but a second signal, upon which the running cells save their states by themselves
+    done = sum(map(store.is_settled, cells))
+    assert stop.signal_number is not None, "else there is a table"
+    raise Interrupted(
+        f"interrupted; {done} of {len(cells)} cells are done, the same command goes on", stop.signal_number
+    )
 
 
 def _look_ahead(

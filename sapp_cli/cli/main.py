@@ -19,6 +19,7 @@ from sapp_cli.cli.shells import keep_candidates_whole, use_our_scripts
 from sapp_cli.cli.streams import drop_stdout, prepare
 from sapp_cli.errors import Interrupted, ResourceError, SappError, UsageError
 from sapp_cli.training.interruption import Terminated, end_at_once, forget_signals
+from sapp_cli.training.parent import end_with_parent
 
 PRUNE = "Prune, with a recipe"
 JUDGE = "Look at any checkpoint"
@@ -78,6 +79,7 @@ def main() -> NoReturn:
     """Run the command line and exit with the code of docs/cli.md."""
     prepare()
     end_at_once()
+    end_with_parent()
     _outlive_the_terminal()
     keep_candidates_whole()
     try:

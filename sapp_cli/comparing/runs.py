@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sapp_cli.checkpoint.lock import locked
 from sapp_cli.comparing.cells import OUTCOMES, Budget, Cell, Record, Store
 from sapp_cli.comparing.results import chosen_metric
 from sapp_cli.errors import DataError, SappError, UsageError
 from sapp_cli.report.run import read_run
 from sapp_cli.report.wording import metric_text, span_text
 from sapp_cli.training.interruption import StopRequest
+from sapp_cli.training.parent import PATIENCE, TIED
 
 PAUSE = 0.1  # seconds between two looks at the running processes
-PATIENCE = 120  # seconds that an interrupted run has to save its state
 LAST_LINES = 3  # of what a failed run said, for its record
 FOR_ALL: Mapping[int | None, type[SappError]] = {error.exit_code: error for error in (UsageError, DataError)}
 """Errors that are known before a first step: checkpoint, data and machine are the same for all cells."""
@@ -54,11 +55,15 @@ def run_cells(
     """Run every cell that is not settled, `jobs` at a time; the processor's threads are shared out among them.
 
     What fails is recorded and does not stop the others, but for what is wrong with all of them: UsageError, and DataError for
-    a file that is missing or damaged. Once `stop` is asked for, the running cells are told, and this returns when they have
-    saved their states, from which they go on another time. `metric`: the one to say at the end of a cell, else its first.
+    a file that is missing or damaged. A cell that another process runs raises UsageError before any cell begins. Once `stop` is
+    asked for, the running cells are told, and this returns when they have saved their states, from which they go on another
+    time. `metric`: the one to say at the end of a cell, else its first.
     """
     places = {cell: f"{place}/{len(cells)}" for place, cell in enumerate(cells, 1)}
     pending = [cell for cell in cells if not store.is_settled(cell)]
+    for cell in pending:
+        with locked(store.out(cell)):
+            pass
     settled = len(cells) - len(pending)
     if settled:
         watcher.say(f"{settled} of {len(cells)} cells are there already")
@@ -120,16 +125,17 @@ def _start(cell: Cell, budget: Budget, store: Store, threads: int) -> _Running:
     with store.log(cell).open("wb") as log:
         process = subprocess.Popen(
             [*command, *budget.options, *cell.options],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: it ends with this process, and the cell with it
             stdout=subprocess.DEVNULL,
             stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), TIED: "1"},
             start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
         )
     return _Running(cell, process, time.monotonic())
 
 
 def _finish(ended: _Running, store: Store) -> Record:
+    _wait(ended.process)
     code = ended.process.returncode
     error = "" if code == 0 else _last_words(store, ended.cell)
     record = Record(ended.cell.settings, ended.cell.inputs, code, error, round(time.monotonic() - ended.began, 3))
@@ -160,3 +166,5 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.stdin is not None:
+        process.stdin.close()

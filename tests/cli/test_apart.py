@@ -16,7 +16,7 @@ import pytest
 from sapp_cli.cli import apart
 from sapp_cli.cli.apart import call_apart
 from sapp_cli.errors import RecipeError, ResourceError, SettingError
-from tests.training.crew import ReadyForks
+from tests.training.crew import FORKS, ReadyForks
 
 OWN_CONTEXT = apart.CONTEXT
 
@@ -166,3 +166,33 @@ def test_a_signal_for_all_processes_is_heard_once(tmp_path, number, name):
         assert process.stdout.readline() == "ready\n"
         os.killpg(process.pid, number)
         assert process.communicate(timeout=60) == (f"{name}\n", "")
+
+
+def outlive(path):
+    """Call `linger` apart and be killed while it runs."""
+    call_apart(linger, Lines(), path)
+
+
+def linger(watcher, path):
+    path.write_text(str(os.getpid()))
+    try:
+        time.sleep(60)
+    finally:
+        path.with_name("ended").write_text("")
+
+
+def test_it_ends_if_the_process_that_waits_is_killed(tmp_path):
+    process = FORKS.Process(target=outlive, args=(tmp_path / "number",))
+    process.start()
+    wait_until((tmp_path / "number").exists)
+    process.kill()
+    process.join()
+    wait_until((tmp_path / "ended").exists)
+
+
+def wait_until(condition):
+    for _ in range(3_000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not come true")

@@ -8,9 +8,11 @@ import time
 
 import pytest
 
+from sapp_cli.checkpoint.lock import locked
 from sapp_cli.cli.comparison_progress import last_line
 from sapp_cli.comparing.cells import Cell, Record, Store, Variant
 from sapp_cli.comparing.runs import _end, _Running
+from sapp_cli.errors import UsageError
 from tests.cli.test_startup import modules_after
 from tests.runs import Running
 
@@ -149,6 +151,39 @@ def test_an_interrupted_comparison_goes_on(sapp, digits, tmp_path):
     assert ran.code == 0, ran.err
     assert "going on after step" in log.read_text()
     assert ran.json["steps"] == 150
+
+
+def test_cells_end_with_a_comparison_that_is_killed_and_the_same_command_resumes_them(sapp, digits, tmp_path):
+    long = ("--methods", "magnitude,acdc", "--sparsity", "0.5", "--seeds", "1", "--jobs", "2", "--steps", "400")
+    command = arguments(
+        digits, tmp_path / "out", *long, "--set", "train.log_every=1", "--set", "train.evaluate_every=null"
+    )
+    running = Running(tmp_path / "said.log", *map(str, command))
+    cells = [tmp_path / "out" / "cells" / f"{method}-block8-sparsity0.5-seed0" for method in ("magnitude", "acdc")]
+    for cell in cells:
+        wait_for(cell.with_name(f"{cell.name}.log"), "step 1/400")
+    for other in (command, ["prune", digits / "dense.safetensors", "-r", digits / "recipe.yaml", "-o", cells[0]]):
+        beside = sapp(*other)
+        assert beside.code == 2
+        assert ": another run is writing there: process " in beside.err
+    running.send(signal.SIGKILL)
+    assert running.finish()[0] == -signal.SIGKILL
+    for cell in cells:
+        wait_for(cell.with_name(f"{cell.name}.log"), "; the state is saved, ")
+        for _ in range(600):
+            try:
+                with locked(cell):
+                    break
+            except UsageError:
+                time.sleep(0.1)
+        else:
+            pytest.fail(f"{cell}: its run goes on")
+        assert not cell.exists()
+        assert list(cell.with_name(f".{cell.name}.sapp-run").glob("step-*"))
+    short = sapp(*command, "--set", "train.save_steps=1000")
+    assert short.code == 0, short.err
+    assert all("going on after step" in cell.with_name(f"{cell.name}.log").read_text() for cell in cells)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
 
 
 @pytest.mark.parametrize(
