@@ -68,7 +68,7 @@ def read_norms(folder: Path) -> None:
 
 def peak_mib() -> float:
     """Of this process alone: getrusage would count what the parent held before exec, too."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     raise SystemExit("no VmHWM in /proc/self/status: peak memory is measured on Linux only")

@@ -405,7 +405,7 @@ def main() -> None:
 def _address_space() -> int:
     """Bytes of address space in use now; 0 where the system does not say."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     except OSError:
         return 0
 

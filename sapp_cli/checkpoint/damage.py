@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sapp_cli.errors import CheckpointError
+from sapp_cli.visible import printable
 
 LONGEST_QUOTE = 120
 AGAIN = "download or copy the file again"
@@ -15,7 +16,7 @@ FETCH = "is a pointer of Git LFS, not the file itself: run `git lfs pull` in its
 
 def quoted(name: object) -> str:
     """A name out of a file as it can be printed anywhere: control characters escaped, cut in the middle when long."""
-    text = ascii(name) if not isinstance(name, str) or not name.isprintable() else f"'{name}'"
+    text = f"'{printable(name)}'" if isinstance(name, str) else ascii(name)
     if len(text) <= LONGEST_QUOTE:
         return text
     half = (LONGEST_QUOTE - 3) // 2

@@ -1,4 +1,7 @@
-"""JSON of unknown origin: bounded in size and nesting, without duplicate names (two readers would differ on them)."""
+"""JSON of unknown origin: bounded in size and nesting, without duplicate names (two readers would differ on them).
+
+And JSON that we write, which anybody can read.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from sapp_cli.checkpoint.damage import AGAIN, FETCH, POINTER, damaged, quoted
+from sapp_cli.visible import harmless_json
 
 MAX_NESTING = 64
 CONFIG_LIMIT = 16_000_000
 INDEX_LIMIT = 100_000_000
+
+
+def json_text(content: Any) -> str:
+    """A document as every reader of JSON takes it. A byte of a file's name that is not UTF-8 reads as `\\xff` in it."""
+    return harmless_json(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def parse_object(text: bytes | str, path: Path, what: str, unique: bool = True) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sapp_cli.checkpoint.damage import damaged
-from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
+from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, json_text, read_object
 from sapp_cli.checkpoint.write import disk_errors, replacing
 from sapp_cli.errors import CheckpointError, ResourceError
 
@@ -38,7 +38,7 @@ def is_output(folder: Path) -> bool:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write one JSON file, whole or not at all."""
     with replacing(path) as write:
-        write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        write(json_text(content).encode() + b"\n")
 
 
 def check_free_space(folder: Path, needed: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from sapp_cli.checkpoint.json_text import json_text
 from sapp_cli.checkpoint.write import disk_errors, replacing
 from sapp_cli.comparing.cells import Budget, Cell
 from sapp_cli.comparing.figures import PLOTS, draw_plots
@@ -18,7 +18,7 @@ NAMES = (CSV_FILE, MARKDOWN_FILE, HTML_FILE, JSON_FILE, *PLOTS)
 
 def write_files(folder: Path, table: Table, cells: Sequence[Cell], budget: Budget) -> tuple[str, ...]:
     """Write them into the folder, each whole or not at all; their names. Raises ResourceError where the disk is full."""
-    document = json.dumps(table.as_json(), indent=2, ensure_ascii=False) + "\n"
+    document = json_text(table.as_json()) + "\n"
     before = folder / JSON_FILE
     if all((folder / name).is_file() for name in NAMES) and before.read_bytes() == document.encode():
         return NAMES  # plots take seconds

@@ -16,6 +16,7 @@ import yaml
 from sapp_cli.errors import RecipeError
 from sapp_cli.recipe.names import KeyPath, shown
 from sapp_cli.recipe.problem import Layer, Origin, Problem
+from sapp_cli.visible import stand_in
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000  # after aliases are followed; a recipe has some eighty
@@ -194,7 +195,7 @@ def _scalar(node: yaml.Node) -> Any:
             raise UnreadableError(f"{text[:24]} is too large for a number; put it in quotes if it is text", _line(node))
         return float(digits)
     try:  # JSON writes one character beyond U+FFFF as two escapes, which PyYAML leaves in halves
-        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        return stand_in(text).encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError as error:
         raise UnreadableError("text with half of a surrogate pair; write the character itself", _line(node)) from error
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -71,7 +72,7 @@ def _from_file(factory: str, key: str) -> ModuleType:
     if not file.is_file():
         raise SettingError([(key, f"'{factory}': there is no such file{_near(file)}")])
     # Named by its place: two recipes may each have a model.py, and one file named twice is one module.
-    name = f"sapp_factory_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    name = f"sapp_factory_{hashlib.sha256(os.fsencode(file)).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)

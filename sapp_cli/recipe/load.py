@@ -20,6 +20,7 @@ from sapp_cli.recipe.problem import Layer, Origin, Problem
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.recipe.shipped import find_recipe
 from sapp_cli.recipe.translate import problems_in
+from sapp_cli.visible import stand_in
 
 __all__ = ["Flag", "LoadedRecipe", "load_recipe"]
 
@@ -75,7 +76,7 @@ def _checked(merged: Merged, folder: Path) -> tuple[Recipe, list[Problem]] | tup
     """The recipe, or the problems that stand in its way."""
     problems = list(merged.problems)
     # JSON, because only there are lists tuples while "16" is no number and 1 is not true.
-    text = json.dumps(merged.values, ensure_ascii=False).encode("utf-8", "replace")
+    text = stand_in(json.dumps(merged.values, ensure_ascii=False)).encode("utf-8", "replace")
     try:
         recipe = Recipe.model_validate_json(text, strict=True, context={"folder": folder})
     except ValidationError as error:

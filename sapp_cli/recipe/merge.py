@@ -17,6 +17,7 @@ from sapp_cli.recipe.names import KeyPath, dotted, key_path
 from sapp_cli.recipe.paths import resolve_factory, resolve_path
 from sapp_cli.recipe.problem import Layer, Origin, Problem
 from sapp_cli.recipe.schema import Recipe
+from sapp_cli.visible import stand_in
 
 STEPS: KeyPath = ("train", "steps")
 EPOCHS: KeyPath = ("train", "epochs")
@@ -88,7 +89,7 @@ def _with_set(merged: Merged, assignment: str) -> Merged:
         path = key_path(key.strip())
         if not equals:
             raise ValueError("no value; write --set KEY=VALUE")
-        document = parse(text, origin)
+        document = parse(stand_in(text), origin)
     except (ValueError, UnreadableError) as error:
         return replace(merged, problems=(*merged.problems, Problem(path, str(error), origin)))
     inner = (replace(problem, path=(*path, *problem.path)) for problem in document.problems)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
+from sapp_cli.visible import name_again
+
 NAMES_ONLY: Mapping[str, Any] = {"folder": None}
 """The context of settings that are to be compared: of every path the last part, so that its folder may move."""
 
@@ -19,8 +21,8 @@ def resolve_path(value: str, context: Mapping[str, Any] | None) -> str:
     if not context:
         return value
     if context["folder"] is None:
-        return Path(value).name
-    path = Path(value)
+        return Path(name_again(value)).name
+    path = Path(name_again(value))
     with suppress(RuntimeError):  # ~name of nobody known here: a file may be called so
         path = path.expanduser()
     return os.path.normpath(Path(context["folder"]) / path)

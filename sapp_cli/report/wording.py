@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sapp_cli.visible import printable as printable  # noqa: PLC0414 - names are written so wherever figures are
+
 UNITS = ("B", "kB", "MB", "GB", "TB")
 THOUSANDS = ("", "k", "M", "G", "T")
 
@@ -88,11 +90,6 @@ def cut_in_the_middle(text: str, width: int) -> str:
         return text
     head = (width - 1) // 3
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
-
-
-def printable(name: str) -> str:
-    """A name out of a file as a terminal can be shown it: control characters escaped."""
-    return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def metric_text(value: float) -> str:
