@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sapp_cli.comparing.cells import DIVERGED
+from sapp_cli.report.texts import csv_text, markdown_text
 from sapp_cli.report.wording import count_text, metric_text, percent, size_text
 
 VERSION = 1
@@ -157,17 +158,29 @@ class Table:
             failed = " ".join(str(failure.seed) for failure in row.failures)
             figures = [row.average("sparsity"), _whole(row.average("bytes_sparse"))]
             figures.append(_whole(row.average("kept_multiply_adds")))
-            cells = [row.method, row.block, row.sparsity, row.mean, row.std, str(row.is_best).lower(), values, failed]
+            cells = [
+                csv_text(row.method),
+                row.block,
+                row.sparsity,
+                row.mean,
+                row.std,
+                str(row.is_best).lower(),
+                values,
+                failed,
+            ]
             writer.writerow([_or_empty(cell) for cell in [*cells, *figures]])
         return text.getvalue()
 
     def as_markdown(self) -> str:
         """A table for a pull request or a paper's notes; the best in bold."""
-        lines = [f"| block | sparsity | method | {self.metric} | mult-adds | size |", "|---|---:|---|---:|---:|---:|"]
+        lines = [
+            f"| block | sparsity | method | {markdown_text(self.metric)} | mult-adds | size |",
+            "|---|---:|---|---:|---:|---:|",
+        ]
         for block, sparsity, method, value, work, size, is_best in self.lines():
             shown = f"**{value}**" if is_best else value
             lines.append(f"| {block} | {sparsity} | {method} | {shown} | {work} | {size} |")
-        notes = [line.replace("*: ", "Bold: ") for line in self.footer]
+        notes = [markdown_text(line.replace("*: ", "Bold: ")) for line in self.footer]
         return "\n".join([*lines, "", *notes]) + "\n"
 
     def lines(self) -> Iterable[tuple[str, str, str, str, str, str, bool]]:

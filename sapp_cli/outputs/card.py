@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.report.sparsity import SparsityReport
-from sapp_cli.report.texts import work_markdown
-from sapp_cli.report.wording import count_text, size_text
+from sapp_cli.report.texts import markdown_code, markdown_text, work_markdown
+from sapp_cli.report.wording import count_text, printable, size_text
 
 AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
@@ -57,7 +58,13 @@ def write_card(
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters.update(count=count_text, size=size_text)
+    environment.filters.update(
+        code=markdown_code,
+        count=count_text,
+        literal=_literal,
+        size=size_text,
+        text=lambda value: markdown_text(str(value)),
+    )
     text = environment.get_template("card.md.j2").render(
         name=name,
         report=report,
@@ -69,7 +76,12 @@ def write_card(
         companions=companions,
         work=work_markdown(report),
     )
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _literal(name: str) -> str:
+    """The name as text in a line of Python."""
+    return printable(json.dumps(name, ensure_ascii=False))
 
 
 def auto_class(architecture: str) -> str:

@@ -12,6 +12,8 @@ from sapp_cli.report.run import RunRecord
 from sapp_cli.report.sparsity import WORK_KEYS, LayerSparsity, ModelSparsity, SparsityReport
 from sapp_cli.report.wording import by, count_text, counted, metric_text, percent, printable, size_text, times_smaller
 
+MARKUP = frozenset('\\`*_{}[]()<>&|~#!"$=+@^')  # what Markdown and HTML may read as more than a letter
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet computes begins so
 FOLDED_FROM = 20  # rows: a longer table of layers is folded in Markdown
 
 
@@ -44,13 +46,13 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
     for metric, value in (run.metrics if run else {}).items():
         better = "higher" if value.higher_is_better else "lower"
         change = f"{metric_text(value.dense)} → {metric_text(value.pruned)}"
-        totals.append((f"{_text(metric)} ({better} is better)", change))
-    parts = [f"**Sparsity of {_code(name)}**", _table([("", ""), *totals], "lr")]
+        totals.append((f"{markdown_text(metric)} ({better} is better)", change))
+    parts = [f"**Sparsity of {markdown_code(name)}**", _table([("", ""), *totals], "lr")]
     heads = ("mult-adds", "share") if model.multiply_adds is not None else ()
     layers = _table(
         [("layer", "shape", "block", "kept / blocks", "sparsity", "target", "dense", "block-sparse", *heads)]
         + [
-            (_code(layer.name), *layer_cells(layer), *(work_cells(layer, report) if heads else ()))
+            (markdown_code(layer.name), *layer_cells(layer), *(work_cells(layer, report) if heads else ()))
             for layer in report.layers
         ],
         "l" + "r" * (7 + len(heads)),
@@ -68,7 +70,7 @@ def work_markdown(report: SparsityReport) -> str:
     rows = [("layer", "kept / blocks", "sparsity", "multiply-adds of an example", "share")]
     for layer in report.layers:
         _, _, kept, sparsity, *_ = layer_cells(layer)
-        rows.append((_code(layer.name), kept, sparsity, work_text(layer), work_cells(layer, report)[1]))
+        rows.append((markdown_code(layer.name), kept, sparsity, work_text(layer), work_cells(layer, report)[1]))
     rows.append(("all layers", "", "", work_text(report.model), ""))
     table = _table(rows, "lrrrr")
     return _folded(f"{len(report.layers)} layers", table) if len(report.layers) > FOLDED_FROM else table
@@ -122,11 +124,11 @@ def work_text(part: LayerSparsity | ModelSparsity) -> str:
 
 def _comparison(comparison: Comparison) -> str:
     rows = [("layer", "kept in both", "only here", "only there", "change of the weights")]
-    rows += [(_code(layer.name), *comparison_cells(layer)) for layer in comparison.layers]
-    parts = [f"**Against {_code(comparison.path)}**", _table(rows, "lrrrr")]
+    rows += [(markdown_code(layer.name), *comparison_cells(layer)) for layer in comparison.layers]
+    parts = [f"**Against {markdown_code(comparison.path)}**", _table(rows, "lrrrr")]
     for where, names in (("here", comparison.only_here), ("there", comparison.only_there)):
         if names:
-            parts.append(f"Layers only {where}: {', '.join(map(_code, names))}")
+            parts.append(f"Layers only {where}: {', '.join(map(markdown_code, names))}")
     return "\n\n".join(parts)
 
 
@@ -143,6 +145,8 @@ def _cell(value: object) -> object:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str):
+        return csv_text(value)
     return "x".join(map(str, value)) if isinstance(value, tuple) else value
 
 
@@ -156,14 +160,19 @@ def _folded(summary: str, table: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>"
 
 
-def _text(name: str) -> str:
-    """A name as plain text of a table cell, nothing in it read as Markdown or HTML."""
-    return "".join(c if c.isalnum() or c in " .-/:," else f"&#{ord(c)};" for c in printable(name))
+def csv_text(text: str) -> str:
+    """A text as a cell of a CSV file. One that a spreadsheet would compute as a formula has an apostrophe before it."""
+    return printable(f"'{text}" if text.startswith(FORMULA) else text)
 
 
-def _code(name: str) -> str:
+def markdown_text(name: str) -> str:
+    """A text of one line, nothing in it read as Markdown or HTML."""
+    return "".join(f"&#{ord(c)};" if c in MARKUP else c for c in printable(name))
+
+
+def markdown_code(name: str) -> str:
     """A name in code type. Names with a backtick or a bar in them cannot be a code span of a table cell."""
     shown = printable(name)
     if "`" in shown or "|" in shown or not shown.strip():
-        return f"<code>{_text(shown)}</code>"
+        return f"<code>{markdown_text(shown)}</code>"
     return f"`{shown}`"

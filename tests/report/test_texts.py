@@ -11,6 +11,7 @@ from sapp_cli.report.inspect import layer_facts
 from sapp_cli.report.measure import measure
 from sapp_cli.report.run import read_run
 from sapp_cli.report.texts import as_csv, as_markdown, work_markdown
+from sapp_cli.visible import printable
 from tests.checkpoint.files import save_floats
 from tests.report.outputs import count_work, write_output
 
@@ -72,7 +73,7 @@ def test_multiply_adds_where_the_run_knows_them(tmp_path):
 
 def test_names_cannot_break_out_of_csv_or_markdown(tmp_path):
     _, _, report = report_of(save_floats(tmp_path / "m.safetensors", **{HOSTILE: np.ones((2, 2))}))
-    assert list(csv.reader(io.StringIO(as_csv(report))))[1][0] == HOSTILE
+    assert list(csv.reader(io.StringIO(as_csv(report))))[1][0] == printable(HOSTILE)
     text = as_markdown("m", report, None, None)
     line = text.splitlines()[-1]
     assert line == (
