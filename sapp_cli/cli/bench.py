@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sapp_cli.cli.document import print_document
 from sapp_cli.cli.options import (
     OUTPUT,
     Device,
@@ -151,10 +151,10 @@ def bench(
         model, inputs = bench_inputs(loaded, path, sizes)
         result = measure(path, settings, say, loaded=model, inputs=inputs, section=loaded.recipe.prune)
     if as_json:
-        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+        print_document(result.as_json())
     else:
         from sapp_cli.cli.bench_table import print_result
-        from sapp_cli.cli.tables import stdout
+        from sapp_cli.cli.console import stdout
 
         print_result(stdout(), result)
     if home is not None:

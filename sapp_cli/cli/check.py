@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from enum import Enum
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sapp_cli.cli.document import print_document
 from sapp_cli.cli.options import JsonOption, QuietOption, VerboseOption
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def check(
     for note in result.notes:
         sayer(quiet)(printable(note))
     if as_json:
-        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+        print_document(result.as_json())
     else:
         _print(result.gates)
     result.raise_if_failed()
@@ -122,7 +122,7 @@ def _print(gates: Iterable[Gate]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from sapp_cli.cli.tables import stdout
+    from sapp_cli.cli.console import stdout
 
     console = stdout()
     table = Table.grid(padding=(0, 1))

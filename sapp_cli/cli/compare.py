@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sapp_cli.cli.completion import complete_methods
+from sapp_cli.cli.document import print_document
 from sapp_cli.cli.options import (
     OUTPUT,
     CheckpointArgument,
@@ -113,8 +113,8 @@ def compare(
     from sapp_cli.checkpoint.output_folder import check_place
     from sapp_cli.cli.apart import call_apart
     from sapp_cli.cli.comparison_progress import ComparisonWatcher
+    from sapp_cli.cli.console import stdout
     from sapp_cli.cli.notes import describe
-    from sapp_cli.cli.tables import stdout
     from sapp_cli.comparing.cells import Budget, Store
     from sapp_cli.errors import UsageError
 
@@ -139,7 +139,7 @@ def compare(
         cells = call_apart(_look_ahead, watcher, budget, variants, choices, store, metric)
         table, written = _run(cells, budget, store, jobs, watcher, metric)
     if as_json:
-        print(json.dumps(table.as_json(), indent=2, ensure_ascii=False))
+        print_document(table.as_json())
     elif as_csv:
         print(table.as_csv(), end="")
     elif as_markdown:
@@ -148,7 +148,7 @@ def compare(
         print_table(table)
         console = stdout()
         console.print()
-        console.print(f"written to {out}: {', '.join(written)}", markup=False)
+        console.print(f"written to {out}: {', '.join(written)}")
 
 
 def _run(
@@ -209,7 +209,7 @@ def print_table(table: Table) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    from sapp_cli.cli.tables import stdout
+    from sapp_cli.cli.console import stdout
 
     console = stdout()
     grid = Grid(box=None, pad_edge=False, header_style="bold")
@@ -224,7 +224,7 @@ def print_table(table: Table) -> None:
     console.print(grid)
     console.print()
     for line in table.footer:
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def _variants(methods: str, method_sets: list[str]) -> list[Variant]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
+
+from sapp_cli.cli.console import stderr
 
 if TYPE_CHECKING:
     from sapp_cli.training.loop import StepRecord
@@ -25,7 +27,7 @@ class ComparisonWatcher:
     def __init__(self, quiet: bool, verbose: bool) -> None:
         self._quiet = quiet
         self._verbose = verbose
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._console = stderr()
         self._live: Live | None = None
 
     def __enter__(self) -> ComparisonWatcher:
@@ -40,7 +42,7 @@ class ComparisonWatcher:
         """One line."""
         if not self._quiet:
             with suppress(OSError):  # a terminal that goes away does not end the comparison here, but by its signal
-                self._console.print(text, markup=False)
+                self._console.print(text)
 
     def detail(self, text: str) -> None:
         """One line, with --verbose."""

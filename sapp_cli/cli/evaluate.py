@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sapp_cli.cli.document import print_document
 from sapp_cli.cli.options import (
     CheckpointArgument,
     DeviceOption,
@@ -51,8 +51,9 @@ def evaluate(
     flags = {"train.device": ("--device", device), "train.precision": ("--precision", precision)}
     loaded = read_recipe(recipe, sets, flags)
 
+    from sapp_cli.cli.console import stdout
     from sapp_cli.cli.notes import describe
-    from sapp_cli.cli.tables import print_metrics, stdout
+    from sapp_cli.cli.tables import print_metrics
     from sapp_cli.pipeline.evaluate import evaluate_checkpoint
 
     describe(checkpoint, quiet, verbose)
@@ -60,6 +61,6 @@ def evaluate(
     if metrics is None:
         return  # one of several processes; the main one tells
     if as_json:
-        print(json.dumps({"checkpoint": str(checkpoint), "metrics": metrics}, indent=2, ensure_ascii=False))
+        print_document({"checkpoint": str(checkpoint), "metrics": metrics})
     else:
         print_metrics(stdout(), metrics)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sapp_cli.cli.document import print_document
 from sapp_cli.cli.options import LAYOUTS, OUTPUT, JsonOption, LayoutName, QuietOption, VerboseOption
 
 
@@ -63,7 +63,7 @@ def export(
     describe(path, quiet, verbose)
     result = write_layout(path, out, layout.value, block, shard_bytes, overwrite, sayer(quiet))
     if as_json:
-        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+        print_document(result.as_json())
         return
     dense, sparse = result.bytes_of(sparse=False), result.bytes_of(sparse=True)
     smaller = times_smaller(result.report.model.bytes_dense, sparse)

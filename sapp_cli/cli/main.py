@@ -12,11 +12,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from sapp_cli._version import __version__
-from sapp_cli.cli import bench, check, compare, evaluate, export, plan, prune, recipes, report
+from sapp_cli.cli import bench, check, compare, document, evaluate, export, plan, prune, recipes, report
 from sapp_cli.cli.help import keep_examples
 from sapp_cli.cli.mistakes import say_plainly
 from sapp_cli.cli.shells import keep_candidates_whole, use_our_scripts
-from sapp_cli.cli.streams import drop_stdout, prepare
+from sapp_cli.cli.streams import drop_stdout, prepare, stream_of
 from sapp_cli.errors import Interrupted, ResourceError, SappError, UsageError
 from sapp_cli.training.interruption import Terminated, end_at_once, forget_signals
 from sapp_cli.training.parent import end_with_parent
@@ -78,11 +78,14 @@ def _outlive_the_terminal() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with the code of docs/cli.md."""
     prepare()
+    document.begin()
     end_at_once()
     end_with_parent()
     _outlive_the_terminal()
     keep_candidates_whole()
     try:
+        if len(sys.argv) == 1:
+            sys.argv.append("--help")
         if "" in sys.argv[1:]:
             raise UsageError("an argument is empty; if a variable of the shell stood there, it has no value")
         if sys.argv[1:2] == ["help"]:  # as git and others have it
@@ -107,10 +110,21 @@ def main() -> NoReturn:
     except Exception as error:
         code = _out_of_memory(error) or _stdout_is_full(error) or _shown_by_typer(error)
         if code is None:
-            traceback.print_exc()
-            print("sapp: this is a bug of sapp; please report it with the lines above", file=sys.stderr)
-            code = 1
+            code = _bug(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _bug(error: Exception) -> int:
+    """The exit code of what nobody has thought of; all that is known of it on stderr."""
+    _print_traceback()
+    print("sapp: this is a bug of sapp; please report it with the lines above", file=sys.stderr)
+    text = "this is a bug of sapp; please report it with the lines on stderr"
+    document.print_error(1, text, [f"{type(error).__name__}: {error}"], sys.argv[1:])
+    return 1
+
+
+def _print_traceback() -> None:
+    print(traceback.format_exc(), end="", file=sys.stderr)  # print_exc would colour it, behind the back of sys.stderr
 
 
 def _out_of_memory(error: Exception) -> int | None:
@@ -141,29 +155,46 @@ def _shown_by_typer(error: Exception) -> int | None:
         return None
     say_plainly(error, sys.argv[1:])
     show()
+    message = str(getattr(error, "message", error))
+    document.print_error(code, message, [message], sys.argv[1:])
     return code
 
 
 def _interrupted(number: int) -> int:
     forget_signals()
     _end_echo()
-    print("sapp: interrupted; nothing was written", file=sys.stderr)
+    text = "interrupted; nothing was written"
+    print(f"sapp: {text}", file=sys.stderr)
+    document.print_error(128 + number, text, [text], sys.argv[1:])
     return 128 + number
 
 
 def _end_echo() -> None:
     """Begin a line anew where a terminal may have written ^C into it."""
     if sys.stderr.isatty():
-        print(end="\n" if os.environ.get("TERM", "dumb") == "dumb" else "\r\x1b[K", file=sys.stderr, flush=True)
+        print(
+            end="\n" if os.environ.get("TERM", "dumb") == "dumb" else "\r\x1b[K", file=stream_of("stderr"), flush=True
+        )
 
 
 def _failed(error: SappError) -> int:
     if os.environ.get("SAPP_DEBUG") == "1":
-        traceback.print_exc()
+        _print_traceback()
     start = "error"
     if isinstance(error, Interrupted):
         start = "sapp"
         _end_echo()
-    for line in str(error).splitlines():
+    text = str(error).rstrip("\n")
+    if not text:  # one of several processes, of which another tells
+        return error.exit_code
+    for line in text.split("\n"):
         print(line if line.startswith("  ") else f"{start}: {line}", file=sys.stderr)
+    document.print_error(error.exit_code, text, _problems(error), sys.argv[1:])
     return error.exit_code
+
+
+def _problems(error: SappError) -> list[str]:
+    """Each problem of the error by itself: `recipe.yaml:3: key: text`, or `key: text` where only the key is known."""
+    problems = getattr(error, "problems", ())
+    texts = [problem if isinstance(problem, str) else ": ".join(problem) for problem in problems]
+    return texts or [str(error).rstrip("\n")]

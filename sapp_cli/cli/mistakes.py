@@ -59,7 +59,7 @@ def _instead_of(flag: str, verb: Any) -> str:
 
 def _given(flags: Sequence[str], typed: Sequence[str]) -> Iterator[str]:
     """The values that the flags were given: the word behind one, or what stands behind its equals sign."""
-    for word, following in zip(typed, [*typed[1:], ""], strict=True):
+    for word, following in zip(typed, [*typed[1:], ""], strict=False):
         flag, sign, value = word.partition("=")
         if flag in flags:
             yield value if sign else following

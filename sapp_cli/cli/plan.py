@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
+from sapp_cli.cli.document import print_document
 from sapp_cli.cli.options import (
     BlockSizeOption,
     CheckpointArgument,
@@ -75,8 +75,9 @@ def plan(
         print(loaded.dump(with_origins=True), end="")
         return
 
+    from sapp_cli.cli.console import stdout
     from sapp_cli.cli.notes import describe
-    from sapp_cli.cli.tables import print_plan, stdout
+    from sapp_cli.cli.tables import print_plan
     from sapp_cli.pipeline.plan import plan as plan_run
 
     describe(checkpoint, quiet, verbose)
@@ -91,6 +92,6 @@ def plan(
             duration = estimate_duration(loaded, checkpoint, watcher)
     if as_json:
         seconds = {} if duration is None else {"time": duration.as_json()}
-        print(json.dumps({**found.as_json(), **seconds}, indent=2, ensure_ascii=False))
+        print_document({**found.as_json(), **seconds})
     else:
         print_plan(stdout(), found, duration)

@@ -6,10 +6,10 @@ import sys
 from contextlib import suppress
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from sapp_cli.cli.console import stderr
 from sapp_cli.report.wording import metric_text, percent, span_text
 from sapp_cli.training.loop import StepRecord
 
@@ -22,7 +22,7 @@ class ProgressWatcher:
     def __init__(self, quiet: bool, verbose: bool) -> None:
         self._quiet = quiet
         self._verbose = verbose
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._console = stderr()
         self._live = self._console.is_terminal and not quiet
         self._metrics = ""
         self._progress: Progress | None = None
@@ -40,7 +40,7 @@ class ProgressWatcher:
         """One line."""
         if not self._quiet:
             with suppress(OSError):  # a terminal that goes away does not end the run here, but by its signal
-                self._console.print(text, markup=False)
+                self._console.print(text)
 
     def detail(self, text: str) -> None:
         """One line, with --verbose."""
@@ -71,7 +71,7 @@ class ProgressWatcher:
     def _draw(self, record: StepRecord) -> None:
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=5)),
                 TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
                 TimeElapsedColumn(),
@@ -86,7 +86,7 @@ class ProgressWatcher:
         text = f"{record.moment.name} · sparsity {percent(record.sparsity)} · loss {metric_text(record.loss)}"
         if record.metrics:
             self._progress.console.print(
-                f"step {record.moment.step + 1}: {self._metrics}", markup=False, highlight=False
+                f"step {record.moment.step + 1}: {self._metrics}",
             )
         self._progress.update(self._task, completed=record.moment.step + 1, description=text)
 

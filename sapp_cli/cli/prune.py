@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sapp_cli.cli.document import print_document
 from sapp_cli.cli.options import (
     LAYOUTS,
     OUTPUT,
@@ -122,8 +122,9 @@ def prune(
         return
     assert out is not None, "asked for at the beginning"
 
+    from sapp_cli.cli.console import stdout
     from sapp_cli.cli.progress import ProgressWatcher
-    from sapp_cli.cli.tables import print_result, stdout
+    from sapp_cli.cli.tables import print_result
     from sapp_cli.pipeline.prune import prune as prune_checkpoint
 
     with ProgressWatcher(quiet, verbose) as watcher:
@@ -140,6 +141,6 @@ def prune(
     if result is None:
         return  # one of several processes; the main one has written and tells
     if as_json:
-        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+        print_document(result.as_json())
     else:
         print_result(stdout(), result)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sapp_cli.cli.completion import complete_shipped
+from sapp_cli.cli.document import print_document
 from sapp_cli.cli.notes import describe, sayer
 from sapp_cli.cli.options import JsonOption, QuietOption, VerboseOption
 
@@ -22,7 +22,8 @@ app = typer.Typer(
 @app.command("ls")
 def list_recipes(quiet: QuietOption = False, verbose: VerboseOption = False, as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    from sapp_cli.cli.tables import print_recipes, stdout
+    from sapp_cli.cli.console import stdout
+    from sapp_cli.cli.tables import print_recipes
     from sapp_cli.recipe.shipped import shipped_recipes
 
     found = shipped_recipes()
@@ -31,7 +32,7 @@ def list_recipes(quiet: QuietOption = False, verbose: VerboseOption = False, as_
         more(f"{recipe.name}: {recipe.path}")
     if as_json:
         rows = [{"name": recipe.name, "title": recipe.title, "path": str(recipe.path)} for recipe in found]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_document(rows)
     else:
         print_recipes(stdout(), [(recipe.name, recipe.title) for recipe in found])
 
@@ -61,7 +62,10 @@ def copy(
 
     sayer(quiet or not verbose)(f"from {find_recipe(name)}")
     written = [str(path) for path in copy_recipe(name, destination, overwrite)]
-    print(json.dumps({"written": written}, indent=2, ensure_ascii=False) if as_json else "\n".join(written))
+    if as_json:
+        print_document({"written": written})
+    else:
+        print("\n".join(written))
 
 
 @app.command("init")
@@ -111,7 +115,7 @@ def init(
                 write(content)
             written.append(str(path))
     if as_json:
-        print(json.dumps({"written": written, "recipe": text}, indent=2, ensure_ascii=False))
+        print_document({"written": written, "recipe": text})
     else:
         print("\n".join(written) if written else text.removesuffix("\n"))
 
@@ -123,4 +127,4 @@ def schema(quiet: QuietOption = False, verbose: VerboseOption = False, _as_json:
     from sapp_cli.recipe.schema import recipe_schema
 
     sayer(quiet or not verbose)(f"recipes of sapp {__version__}")
-    print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+    print_document(recipe_schema())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sapp_cli.cli.document import print_document
 from sapp_cli.cli.options import OUTPUT, JsonOption, QuietOption, VerboseOption, no_block, parse_block_size
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _print_schema(wanted: bool) -> None:
     if wanted:
         from sapp_cli.report.schema import sparsity_schema
 
-        print(json.dumps(sparsity_schema(), indent=2, ensure_ascii=False))
+        print_document(sparsity_schema())
         raise typer.Exit
 
 
@@ -156,7 +156,7 @@ def block_shape(text: str | None) -> tuple[int, int] | None:
 def _print(found: SparsityReport, comparison: Comparison | None, form: str, checkpoint: Checkpoint) -> None:
     if form == "--json":
         document = found.as_json() | ({"against": comparison.as_json()} if comparison else {})
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print_document(document)
     elif form == "--csv":
         from sapp_cli.report.texts import as_csv
 
@@ -172,8 +172,8 @@ def _print(found: SparsityReport, comparison: Comparison | None, form: str, chec
 
 
 def _print_tables(found: SparsityReport, comparison: Comparison | None) -> None:
+    from sapp_cli.cli.console import stdout
     from sapp_cli.cli.report_table import comparison_table, layer_table
-    from sapp_cli.cli.tables import stdout
     from sapp_cli.report.wording import printable
 
     console = stdout()
@@ -181,11 +181,11 @@ def _print_tables(found: SparsityReport, comparison: Comparison | None) -> None:
     if comparison is None:
         return
     console.print()
-    console.print(f"against {printable(comparison.path)}", markup=False)
+    console.print(f"against {printable(comparison.path)}")
     console.print(comparison_table(comparison, console.width))
     for where, names in (("here", comparison.only_here), ("there", comparison.only_there)):
         if names:
-            console.print(f"layers only {where}: {', '.join(map(printable, names))}", markup=False)
+            console.print(f"layers only {where}: {', '.join(map(printable, names))}")
 
 
 def _write_page(

@@ -1,4 +1,8 @@
-"""stdin, stdout and stderr as they are given: closed, full, a pipe that nobody reads, an encoding that lacks letters."""
+"""stdin, stdout and stderr as they are given: closed, full, a pipe that nobody reads, an encoding that lacks letters.
+
+Whatever is printed passes here, or through the consoles of console.py: control characters that come out of files, libraries
+or names are escaped in both places, so none reaches a terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,11 @@ import codecs
 import io
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TextIO, cast
+
+from sapp_cli.visible import harmless
 
 PLAIN = {
     "×": "x",
@@ -29,16 +37,55 @@ def prepare() -> None:
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for good
     codecs.register_error("sapp", _plain)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="sapp")
+        if not isinstance(stream, Visible):
+            setattr(sys, name, Visible(stream))
+
+
+class Visible:
+    """A stream in which control characters are escaped, in everything that is printed; otherwise the stream it is made of.
+
+    A carriage return at the beginning of what is written passes: progress bars of libraries draw their line anew with it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """The number of characters that were taken: all."""
+        again = "\r" if text.startswith("\r") else ""
+        self.stream.write(again + harmless(text[len(again) :]))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    @property
+    def rich_proxied_file(self) -> TextIO:
+        """Where consoles of rich write, which colour what they print: those of typer, for its help."""
+        return self.stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def stream_of(name: str) -> TextIO:
+    """The stream, stdout or stderr, as the terminal sees it, for those who escape by themselves."""
+    stream = getattr(sys, name)
+    return cast("TextIO", getattr(stream, "rich_proxied_file", stream))
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Letters that are like them, else their numbers as JSON writes them."""
+    """Letters that are like them, else their numbers as JSON writes them; a byte of a file's name as `\\xff`."""
     assert isinstance(error, UnicodeEncodeError), "this is about writing"
     place = error.start
     letter = error.object[place]  # one at a time: the next one is asked for again
+    if "\udc80" <= letter <= "\udcff":
+        return harmless(letter), place + 1
     pair = letter.encode("utf-16-be", "surrogatepass").hex()
     return PLAIN.get(letter) or "".join(f"\\u{pair[at : at + 4]}" for at in range(0, len(pair), 4)), place + 1
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -17,26 +16,6 @@ if TYPE_CHECKING:
     from sapp_cli.pipeline.prune import PruneResult
     from sapp_cli.planning import Plan
     from sapp_cli.rehearsal import Duration
-
-NO_TERMINAL = 1000
-"""Columns where nobody counts them: no table is cut or wrapped."""
-
-
-class _PlainLines(Console):
-    """A console for files and pipes: a line ends where its text does, not where rich has filled its column up to."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        with self.capture() as captured:
-            super().print(*objects, **options)
-        self.file.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
-
-
-def stdout() -> Console:
-    """The console of the data; without a terminal it neither wraps nor colours nor fills lines up."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = _PlainLines(highlight=False, width=NO_TERMINAL, soft_wrap=True)
-    return console
 
 
 def print_plan(console: Console, plan: Plan, duration: Duration | None = None) -> None:
@@ -64,9 +43,7 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None) -
         )
     for rule in plan.rules:
         taken = f", {rule.taken} of them decided by an earlier rule" if rule.taken else ""
-        console.print(
-            f"rule '{rule.pattern}': matches {rule.weights} of {len(plan.layers)} weights{taken}", markup=False
-        )
+        console.print(f"rule '{rule.pattern}': matches {rule.weights} of {len(plan.layers)} weights{taken}")
     console.print()
     console.print(_timetable(plan))
     console.print()
