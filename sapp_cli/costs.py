@@ -1,10 +1,10 @@
-"""What a block costs: multiplications or time, seen while the model computes one example.
+"""What a block costs: multiply-adds or time, seen while the model computes one example.
 
-    applications = count_applications(model, layers, lambda: model(batch_of_one))
-    costs = multiply_adds_of_blocks(layers, applications)              # for Pruner(..., costs=costs)
+    work = count_layers(model, layers, lambda: model(batch_of_one))
+    costs = multiply_adds_of_blocks(layers, work)                      # for Pruner(..., costs=costs)
 
 A Linear is applied once to every token of the example, a convolution once at every output position, an embedding is looked
-up and never multiplied. Products of activations with each other (attention) cost the same whatever is pruned.
+up and never multiplied. Products of activations with each other (attention) cost the same, whatever is pruned.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,43 +22,23 @@ from sapp_cli.layers import Layer
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.runtime.example_inputs import example_inputs
 from sapp_cli.runtime.layer_times import LayerTime, time_layers, time_model
+from sapp_cli.runtime.multiply_adds import count_multiply_adds
 from sapp_cli.training.objectives import make_objective
 from sapp_cli.training.objectives.forward import Inputs
 
 
 @torch.no_grad()
-def count_applications(
+def count_layers(
     model: nn.Module, layers: Iterable[Layer], run: Callable[[], object], examples: int = 1
-) -> dict[str, int]:
-    """{layer name: times its weight is applied to one example}, while `run` takes the model through `examples` of them.
+) -> dict[str, int | None]:
+    """{layer name: multiply-adds of its weight for one example}, while `run` takes the model through `examples` of them.
 
-    0 for a layer that computes nothing then. Layers that are not seen as a matrix are left out. The model is in eval mode
-    meanwhile, its own modes and the random state come back.
+    0 for a layer that multiplies nothing then, None if its weight went into an operator of which nothing is known. The
+    model is in eval mode meanwhile; its own modes and the random state come back.
     """
-    layers = [layer for layer in layers if layer.layout is not None]
-    counts = {layer.name: 0 for layer in layers}
-    handles = []
-
-    def watch(owner: nn.Module, attribute: str, name: str) -> None:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            counts[name] += _rows(module, attribute, (*args, *kwargs.values()), output)
-
-        handles.append(owner.register_forward_hook(note, with_kwargs=True))
-
-    seen: set[tuple[int, str]] = set()
-    for layer in layers:
-        for place in layer.names:
-            owner, attribute = _owner(model, place)
-            if (id(owner), attribute) not in seen:  # a module that is itself shared is called through one object
-                seen.add((id(owner), attribute))
-                watch(owner, attribute, layer.name)
-    try:
-        with _untouched(model):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: -(-count // examples) for name, count in counts.items()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with _untouched(model):
+        return count_multiply_adds({layer.name: parameters[layer.name] for layer in layers}, run, examples)
 
 
 def example_run(model: nn.Module, recipe: Recipe, data: DataSets | None) -> Callable[[], object]:
@@ -88,12 +67,12 @@ def example_run(model: nn.Module, recipe: Recipe, data: DataSets | None) -> Call
     return lambda: taken.call(model, batch)
 
 
-def see_applications(
+def see_work(
     model: nn.Module, layers: Iterable[Layer], recipe: Recipe, data: DataSets | None
-) -> dict[str, int] | None:
-    """`count_applications` of one `example_run`; None where there is none, or the model does not take it."""
+) -> dict[str, int | None] | None:
+    """`count_layers` of one `example_run`; None if there is none, or the model does not take it."""
     try:
-        return count_applications(model, layers, example_run(model, recipe, data))
+        return count_layers(model, layers, example_run(model, recipe, data))
     except (SappError, RuntimeError, TypeError, ValueError, LookupError, AttributeError):
         return None
 
@@ -111,13 +90,19 @@ def see_times(
         return times, time_model(model, times, run)
 
 
-def multiply_adds_of_blocks(layers: Iterable[Layer], applications: Mapping[str, int]) -> dict[str, int]:
-    """{pruned layer: multiply-adds of one of its blocks for one example}; edge blocks count as whole ones."""
-    return {
-        layer.name: math.prod(layer.grid.block) * applications[layer.name]
-        for layer in layers
-        if layer.pruned and layer.grid is not None
-    }
+def multiply_adds_of_blocks(layers: Iterable[Layer], work: Mapping[str, int | None]) -> dict[str, int] | None:
+    """{pruned layer: multiply-adds of one of its blocks for one example}; edge blocks count as whole ones.
+
+    None if those of a pruned layer are not known.
+    """
+    costs = {}
+    for layer in layers:
+        if layer.pruned and layer.grid is not None:
+            known = work[layer.name]
+            if known is None:
+                return None
+            costs[layer.name] = -(-known * math.prod(layer.grid.block) // layer.parameters)
+    return costs
 
 
 def picoseconds_of_blocks(layers: Iterable[Layer], times: Mapping[str, LayerTime]) -> dict[str, int]:
@@ -131,25 +116,29 @@ def picoseconds_of_blocks(layers: Iterable[Layer], times: Mapping[str, LayerTime
 
 def see_costs(
     model: nn.Module, layers: list[Layer], recipe: Recipe, data: DataSets | None
-) -> tuple[dict[str, int] | None, dict[str, int] | None]:
-    """(applications, None if not known; what the recipe's allocation has to be told of each pruned layer's blocks, or None).
+) -> tuple[dict[str, int | None] | None, dict[str, int] | None]:
+    """(multiply-adds of each layer, None if not known; what the recipe's allocation needs to know of each block, or None).
 
-    The second is None too where the recipe leaves the allocation open and the model cannot be seen at work; a block's
-    parameters stand in. Raises SettingError where the recipe's allocation needs to see it and cannot.
+    The second is None too if the recipe leaves the allocation open and the model cannot be seen at work; then parameters are
+    the only budget. Raises SettingError if the recipe's allocation needs to see it and cannot.
     """
     allocation = recipe.prune.resolved_allocation
-    applications = see_applications(model, layers, recipe, data)
+    work = see_work(model, layers, recipe, data)
     if allocation == "time":
-        return applications, picoseconds_of_blocks(layers, see_times(model, layers, recipe, data)[0])
-    if allocation in ("balanced", "multiply-adds"):
-        if applications is None:
-            if recipe.prune.allocation is None:
-                return None, None
-            with _measurable():
-                count_applications(model, layers, example_run(model, recipe, data))
-        assert applications is not None, "the same call has just failed"
-        return applications, multiply_adds_of_blocks(layers, applications)
-    return applications, None
+        return work, picoseconds_of_blocks(layers, see_times(model, layers, recipe, data)[0])
+    if allocation not in ("balanced", "multiply-adds"):
+        return work, None
+    costs = None if work is None else multiply_adds_of_blocks(layers, work)
+    if costs is not None or recipe.prune.allocation is None:
+        return work, costs
+    if work is None:
+        with _measurable():
+            count_layers(model, layers, example_run(model, recipe, data))
+    hidden = [layer.stored for layer in layers if layer.pruned and (work or {}).get(layer.name) is None]
+    problem = (
+        f"what '{hidden[0]}' multiplies cannot be counted: an unknown operator takes it; take allocation: parameters"
+    )
+    raise SettingError([("prune.allocation", problem)])
 
 
 @contextmanager
@@ -164,31 +153,6 @@ def _measurable() -> Iterator[None]:
             "there, or take allocation: parameters"
         )
         raise SettingError([("prune.allocation", problem)]) from error
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module whose call applies the weight, and the weight's name within it."""
-    path, _, attribute = name.rpartition(".")
-    parent_path, _, child = path.rpartition(".")
-    parent = model.get_submodule(parent_path)
-    if child == "out_proj" and isinstance(parent, nn.MultiheadAttention):
-        return parent, "out_proj.weight"  # which hands it to a function and never calls the module
-    return model.get_submodule(path), attribute
-
-
-def _rows(module: nn.Module, attribute: str, given: tuple[Any, ...], output: Any) -> int:
-    """Rows of the matrix that the weight was multiplied with in this call."""
-    tensors = [value for value in given if isinstance(value, Tensor)]
-    if isinstance(module, nn.Embedding) or not tensors:
-        return 0
-    if isinstance(module, nn.MultiheadAttention):
-        query, key, value = (tensor.numel() // tensor.shape[-1] for tensor in (*tensors, *2 * tensors[:1])[:3])
-        by_name = {"k_proj_weight": key, "v_proj_weight": value}
-        return -(-(query + key + value) // 3) if attribute == "in_proj_weight" else by_name.get(attribute, query)
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        assert isinstance(output, Tensor), "a convolution gives a tensor"
-        return output.numel() // module.out_channels
-    return tensors[0].numel() // tensors[0].shape[-1]
 
 
 @contextmanager

@@ -62,13 +62,13 @@ def make_plan(
     layers: list[Layer],
     schedule: PhaseSchedule | None,
     recipe: Recipe,
-    applications: Mapping[str, int] | None = None,
+    multiply_adds: Mapping[str, int | None] | None = None,
 ) -> Plan:
     """The plan of a run over these layers, its report filled with expected figures.
 
-    `applications` {layer name: times its weight is applied to an example}; None where that is not known.
+    `multiply_adds` {layer name: of its weight, for one example}; None if that is not known.
     """
-    facts = layer_facts(layers, loaded, checkpoint, applications)
+    facts = layer_facts(layers, loaded, checkpoint, multiply_adds)
     kept = {layer.stored: layer.kept_count for layer in layers if layer.pruned}
     parameters, size = other_tensors(facts, loaded, checkpoint)
     report = make_report(facts, expected_counts(kept), parameters, parameters, size)
@@ -82,7 +82,7 @@ def layer_facts(
     layers: list[Layer],
     loaded: LoadedModel,
     checkpoint: Checkpoint,
-    applications: Mapping[str, int] | None = None,
+    multiply_adds: Mapping[str, int | None] | None = None,
 ) -> list[LayerFacts]:
     """The layers that the checkpoint stores or will store, as the report takes them."""
     known = set(loaded.names)
@@ -97,7 +97,7 @@ def layer_facts(
             layout=layer.layout,
             grid=layer.grid,
             target=None if layer.sparsity is None else float(layer.sparsity),
-            applications=(applications or {}).get(layer.name),
+            multiply_adds=(multiply_adds or {}).get(layer.name),
         )
         for layer in layers
     ]

@@ -174,10 +174,13 @@ def _print(found: SparsityReport, comparison: Comparison | None, form: str, chec
 def _print_tables(found: SparsityReport, comparison: Comparison | None) -> None:
     from sapp_cli.cli.console import stdout
     from sapp_cli.cli.report_table import comparison_table, layer_table
+    from sapp_cli.report.texts import not_counted_text
     from sapp_cli.report.wording import printable
 
     console = stdout()
     console.print(layer_table(found, reasons=False, width=console.width))
+    if missing := not_counted_text(found):
+        console.print(missing, markup=False)
     if comparison is None:
         return
     console.print()

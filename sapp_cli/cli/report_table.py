@@ -26,8 +26,9 @@ def layer_table(report: SparsityReport, reasons: bool, width: int) -> Table:
     columns: tuple[str, ...] = COLUMNS
     kept: tuple[str, ...] = ()
     rows: list[tuple[str, ...]] = [(printable(layer.name), *layer_cells(layer)) for layer in report.layers]
-    if model.kept_multiply_adds is not None:
-        columns, kept = (*COLUMNS, *WORK_COLUMNS), (count_text(model.kept_multiply_adds), "")
+    if report.has_work:
+        total = "–" if model.kept_multiply_adds is None else count_text(model.kept_multiply_adds)
+        columns, kept = (*COLUMNS, *WORK_COLUMNS), (total, "")
         rows = [(*row, *work_cells(layer, report)) for row, layer in zip(rows, report.layers, strict=True)]
     nothing = ("",) * len(kept)
     layers = "pruned layers" if len(report.pruned) == len(report.targeted) else targeted_text(report)

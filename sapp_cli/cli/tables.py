@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sapp_cli.cli.report_table import layer_table
-from sapp_cli.report.texts import budgets_text, targeted_text
+from sapp_cli.report.texts import budgets_text, not_counted_text, targeted_text
 from sapp_cli.report.wording import metric_text, percent, size_text, time_text
 
 if TYPE_CHECKING:
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 def print_plan(console: Console, plan: Plan, duration: Duration | None = None) -> None:
     """Layers with their reasons, timetable, sizes, memory, and where it was estimated the time."""
     console.print(layer_table(plan.report, reasons=True, width=console.width))
+    if missing := not_counted_text(plan.report):
+        console.print(missing, markup=False)
     console.print()
     model, targets = plan.report.model, plan.targets
     console.print(
         f"target: {percent(targets['prunable_sparsity'])} of all prunable weights, {percent(targets['sparsity'])} of the "
         f"model; in whole blocks: {percent(model.prunable_sparsity)} and {percent(model.sparsity)}"
     )
-    if plan.allocation == "balanced" and model.multiply_adds is None:
+    if plan.allocation == "balanced" and "multiply_adds" not in plan.report.budgets:
         console.print(
-            "allocation balanced: the model could not be run on one example, so parameters are the only budget; training moves "
-            "blocks between layers"
+            "allocation balanced: the multiply-adds of the pruned layers are not known, so parameters are the only budget; "
+            "training moves blocks between layers"
         )
     elif plan.allocation == "balanced":
         console.print(

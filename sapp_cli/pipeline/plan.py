@@ -49,8 +49,8 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path) -> Plan:
     if settings.train.steps is None:
         rows = None if data is None else rows_in(data.train)
     schedule = None if rows is None else make_schedule(settings.prune, count_steps(settings, rows, world=1))
-    applications, costs = see_costs(loaded.model, layers, settings, data)
-    made = make_plan(checkpoint, loaded, layers, schedule, settings, applications)
+    multiply_adds, costs = see_costs(loaded.model, layers, settings, data)
+    made = make_plan(checkpoint, loaded, layers, schedule, settings, multiply_adds)
     steps = schedule.steps if schedule else LONG_ENOUGH
     if settings.train.gradient_checkpointing:
         checkpoint_gradients(loaded.model)

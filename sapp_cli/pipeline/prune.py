@@ -133,7 +133,7 @@ def prune(
         costs = state.record.costs if state else from_main(_see_costs(run))
         if settings.prune.resolved_allocation == "balanced" and costs.blocks is None:
             watcher.say(
-                "allocation balanced: the model could not be run on one example, so parameters are the only budget"
+                "allocation balanced: the multiply-adds of the layers are not known, so parameters are the only budget"
             )
         # A teacher is a model of its own: the student's weights are about to move.
         teacher = run.teacher or (copy.deepcopy(model).to(accelerator.device) if run.objective.needs_teacher else None)
@@ -188,7 +188,7 @@ def prune(
                 log.evaluation(steps, pruned)
                 trackers.evaluation(steps, pruned)
                 gallery = Gallery()
-                facts = layer_facts(pruner.layers, run.loaded, run.checkpoint, costs.applications)
+                facts = layer_facts(pruner.layers, run.loaded, run.checkpoint, costs.multiply_adds)
                 report = measure(written, facts, gallery.add)
                 manifest = Manifest(
                     method=settings.prune.method,
@@ -258,8 +258,8 @@ def _look_for_state(
 def _see_costs(run: Run) -> Costs:
     """What the model was seen to do for one example; saved with the run's state."""
     layers = decide_layers(run.loaded.model, run.settings.prune, run.loaded.stored_names)
-    applications, blocks = see_costs(run.loaded.model, layers, run.settings, run.data)
-    return Costs(applications=applications, blocks=blocks)
+    multiply_adds, blocks = see_costs(run.loaded.model, layers, run.settings, run.data)
+    return Costs(multiply_adds=multiply_adds, blocks=blocks)
 
 
 def _dense_metrics(run: Run, teacher: nn.Module | None, state: SavedState | None, watcher: Watcher) -> dict[str, float]:

@@ -81,7 +81,7 @@ def html_report(
         subtitle=_subtitle(report, run),
         headline=list(_headline(report, run)),
         report=report,
-        has_work=report.model.multiply_adds is not None,
+        has_work=report.has_work,
         totals=_totals(report),
         has_targets=any(layer.target is not None for layer in report.layers),
         layers_drawing=_marked(layers_drawing),

@@ -188,11 +188,5 @@ def _facts(checkpoint: Checkpoint, name: str, known: Recorded | None, block: tup
         layout=layout,
         grid=BlockGrid(layout.matrix, wanted) if layout and wanted else None,
         target=known.target if known and as_decided else None,
-        applications=_applications(known, shape),
+        multiply_adds=known.multiply_adds if known else None,
     )
-
-
-def _applications(known: Recorded | None, shape: tuple[int, ...]) -> int | None:
-    if known is None or known.multiply_adds is None:
-        return None
-    return known.multiply_adds // max(1, math.prod(shape))

@@ -34,7 +34,7 @@ class LayerFacts:
     layout: MatrixLayout | None = None
     grid: BlockGrid | None = None
     target: float | None = None  # requested share of blocks
-    applications: int | None = None  # times the weight is multiplied with for one example; None: not known
+    multiply_adds: int | None = None  # of the dense weight, for one example; None: not known
 
     @property
     def parameters(self) -> int:
@@ -75,9 +75,9 @@ class LayerSparsity:
         return math.prod(self.shape)
 
     @property
-    def applications(self) -> int:
-        """Times the weight is applied to one example; 0 if that is not known."""
-        return (self.multiply_adds or 0) // max(1, self.parameters)
+    def multiply_adds_of_a_block(self) -> int:
+        """For one example; 0 if that is not known."""
+        return -(-(self.multiply_adds or 0) * self.block_size // max(1, self.parameters))
 
     @property
     def nonzero(self) -> int:
@@ -112,7 +112,7 @@ class ModelSparsity:
     prunable_sparsity: float
     bytes_dense: int  # of all tensors
     bytes_sparse: int
-    multiply_adds: int | None = None  # of the layers, for one example; None: not known
+    multiply_adds: int | None = None  # of all layers, for one example; None: that of a layer is not known
     kept_multiply_adds: int | None = None
 
 
@@ -174,7 +174,7 @@ class SparsityReport:
             return {}
         found = {"parameters": _budget(rows, [layer.block_size for layer in rows])}
         if all(layer.multiply_adds is not None for layer in rows):
-            found["multiply_adds"] = _budget(rows, [layer.block_size * layer.applications for layer in rows])
+            found["multiply_adds"] = _budget(rows, [layer.multiply_adds_of_a_block for layer in rows])
         return found
 
     def ordered(self, order: Order | None) -> SparsityReport:
@@ -200,6 +200,16 @@ class SparsityReport:
             }
         return document
 
+    @property
+    def has_work(self) -> bool:
+        """True if the multiply-adds of a layer are known."""
+        return any(layer.multiply_adds is not None for layer in self.layers)
+
+    @property
+    def not_counted(self) -> tuple[str, ...]:
+        """The layers whose multiply-adds are not known although those of others are; the reason why there is no total."""
+        return tuple(layer.name for layer in self.layers if layer.multiply_adds is None) if self.has_work else ()
+
     def share(self, layer: LayerSparsity) -> float | None:
         """Of all multiply-adds that are left, this layer's share."""
         if layer.kept_multiply_adds is None or not self.model.kept_multiply_adds:
@@ -221,7 +231,7 @@ def make_report(
     nonzero = other_nonzero + sum(row.nonzero for row in rows)
     prunable_parameters = sum(row.parameters for row in prunable)
     prunable_nonzero = sum(row.nonzero for row in prunable)
-    counted = [row for row in rows if row.multiply_adds is not None]
+    counted = bool(rows) and all(row.multiply_adds is not None for row in rows)
     return SparsityReport(
         ModelSparsity(
             parameters=parameters,
@@ -231,8 +241,8 @@ def make_report(
             prunable_sparsity=_removed(prunable_nonzero, prunable_parameters),
             bytes_dense=other_bytes + sum(row.bytes_dense for row in rows),
             bytes_sparse=other_bytes + sum(row.bytes_sparse for row in rows),
-            multiply_adds=sum(row.multiply_adds or 0 for row in counted) if counted else None,
-            kept_multiply_adds=sum(row.kept_multiply_adds or 0 for row in counted) if counted else None,
+            multiply_adds=sum(row.multiply_adds or 0 for row in rows) if counted else None,
+            kept_multiply_adds=sum(row.kept_multiply_adds or 0 for row in rows) if counted else None,
         ),
         rows,
     )
@@ -270,8 +280,10 @@ def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
         prunable=facts.prunable,
         pruned=pruned,
         reason=facts.reason if pruned or not facts.pruned else LOST_NOTHING,
-        multiply_adds=None if facts.applications is None else facts.applications * facts.parameters,
-        kept_multiply_adds=None if facts.applications is None else facts.applications * entries,
+        multiply_adds=facts.multiply_adds,
+        kept_multiply_adds=None
+        if facts.multiply_adds is None
+        else -(-facts.multiply_adds * entries // facts.parameters),
     )
 
 

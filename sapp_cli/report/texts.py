@@ -21,7 +21,7 @@ def as_csv(report: SparsityReport) -> str:
     """One line a layer under the keys of sparsity.json; shapes as 512x64, nothing for what is unknown."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    has_work = report.model.multiply_adds is not None
+    has_work = report.has_work
     keys = [field.name for field in fields(LayerSparsity) if field.name not in WORK_KEYS]
     writer.writerow([*keys, *(WORK_KEYS if has_work else ())])
     for layer in report.layers:
@@ -43,12 +43,14 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
     ]
     if model.multiply_adds is not None:
         totals.append(("multiply-adds of an example", work_text(model)))
+    elif report.has_work:
+        totals.append(("multiply-adds of an example", markdown_text(not_counted_text(report).partition(": ")[2])))
     for metric, value in (run.metrics if run else {}).items():
         better = "higher" if value.higher_is_better else "lower"
         change = f"{metric_text(value.dense)} → {metric_text(value.pruned)}"
         totals.append((f"{markdown_text(metric)} ({better} is better)", change))
     parts = [f"**Sparsity of {markdown_code(name)}**", _table([("", ""), *totals], "lr")]
-    heads = ("mult-adds", "share") if model.multiply_adds is not None else ()
+    heads = ("mult-adds", "share") if report.has_work else ()
     layers = _table(
         [("layer", "shape", "block", "kept / blocks", "sparsity", "target", "dense", "block-sparse", *heads)]
         + [
@@ -65,7 +67,7 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
 
 def work_markdown(report: SparsityReport) -> str:
     """A table of the layers' multiply-adds, dense and kept, and what share of the model's each has; "" where not known."""
-    if report.model.multiply_adds is None:
+    if not report.has_work:
         return ""
     rows = [("layer", "kept / blocks", "sparsity", "multiply-adds of an example", "share")]
     for layer in report.layers:
@@ -105,6 +107,15 @@ def budgets_text(report: SparsityReport) -> str:
     """As in "99.8 % of the parameters and 97.1 % of the multiply-adds that uniform targets take"; "" without targets."""
     parts = [f"{percent(budget.share)} of the {name.replace('_', '-')}" for name, budget in report.budgets.items()]
     return f"{' and '.join(parts)} that uniform targets take" if parts else ""
+
+
+def not_counted_text(report: SparsityReport) -> str:
+    """Why the table has no total of multiply-adds; "" if it has one, or no such column."""
+    names = report.not_counted
+    if not names:
+        return ""
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"multiply-adds: no total and no shares, since those of {printable(names[0])}{others} could not be counted"
 
 
 def work_cells(layer: LayerSparsity, report: SparsityReport) -> tuple[str, str]:

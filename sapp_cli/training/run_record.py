@@ -17,12 +17,12 @@ VERSION = 3
 
 
 class Costs(BaseModel):
-    """What the model was seen to do for one example, {layer: integer}; None where that is not known."""
+    """What the model was seen to do for one example; None if that is not known."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    applications: dict[str, int] | None = None
-    blocks: dict[str, int] | None = None
+    multiply_adds: dict[str, int | None] | None = None  # {layer: of its dense weight}
+    blocks: dict[str, int] | None = None  # {pruned layer: what one block costs}
 
 
 class StateRecord(BaseModel):

@@ -13,18 +13,16 @@ RUN = {
 FOREIGN = {"sapp_version": "1.2", "metrics": {}}
 
 
-def report(kept, applications=None):
+def report(kept, work=None):
     layout = MatrixLayout("linear", (8, 8))
     pruned = kept < 4
     grid = BlockGrid((8, 8), (4, 4))
-    facts = LayerFacts("a.weight", (8, 8), 4, True, pruned, "", layout, grid, applications=applications)
+    facts = LayerFacts("a.weight", (8, 8), 4, True, pruned, "", layout, grid, multiply_adds=work)
     return make_report([facts], lambda layer: Counts(kept, kept * 16), 0, 0, 0)
 
 
-def card(
-    tmp_path, *, kept=1, manifest=RUN, sizes=(1000, 1000, 300), architecture=None, companions=(), applications=None
-):
-    write_card(tmp_path, "mine", report(kept, applications), manifest, FileSizes(*sizes), architecture, companions)
+def card(tmp_path, *, kept=1, manifest=RUN, sizes=(1000, 1000, 300), architecture=None, companions=(), work=None):
+    write_card(tmp_path, "mine", report(kept, work), manifest, FileSizes(*sizes), architecture, companions)
     return (tmp_path / "README.md").read_text()
 
 
@@ -43,7 +41,7 @@ def test_a_run(tmp_path):
 
 
 def test_what_is_left_to_compute(tmp_path):
-    text = card(tmp_path, applications=100)
+    text = card(tmp_path, work=6400)
     assert "| multiply-adds of the weights, one example | 6.40 k | 1.60 k |\n| dense file |" in text
     assert "| `a.weight` | 1 / 4 | 75.0 % | 6.40 k → 1.60 k | 100.0 % |\n| all layers |" in text
     assert "\n\n\n" not in text
