@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sapp_cli.pruner import Pruner
     from sapp_cli.runtime.heap import keep_freed_memory
     from sapp_cli.runtime.load import load
+    from sapp_cli.runtime.registration import register_operators
 
 __all__ = [
     "Pruner",
@@ -32,6 +33,7 @@ __all__ = [
     "keep_freed_memory",
     "load",
     "load_state_dict",
+    "register_operators",
 ]
 
 _PLACES = {
@@ -41,6 +43,7 @@ _PLACES = {
     "keep_freed_memory": "sapp_cli.runtime.heap",
     "load": "sapp_cli.runtime.load",
     "load_state_dict": "sapp_cli.loading",
+    "register_operators": "sapp_cli.runtime.registration",
 }
 
 

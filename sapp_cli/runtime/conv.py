@@ -10,12 +10,14 @@ from torch.compiler import is_compiling
 
 from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix
 from sapp_cli.grid import BlockGrid
+from sapp_cli.runtime.contexts import by_context, has_tangents, is_tracing, is_wrapped
 from sapp_cli.runtime.conv_choice import CONV_WAYS, ConvChoice
 from sapp_cli.runtime.conv_geometry import Conv, ConvGeometry
-from sapp_cli.runtime.conv_operators import block_sparse_conv, registered
-from sapp_cli.runtime.conv_products import ConvProducts, conv_weight, dense_convolution
-from sapp_cli.runtime.linear import BlockSparseLinear, WeightState
-from sapp_cli.runtime.operators import by_context, has_tangents, is_tracing
+from sapp_cli.runtime.conv_operators import arguments_of, block_sparse_conv
+from sapp_cli.runtime.conv_products import ConvProducts, ConvSettings, conv_weight, convolution_of, dense_convolution
+from sapp_cli.runtime.linear import BlockSparseLinear
+from sapp_cli.runtime.saved_state import ELSEWHERE, dense_conv_state, rename_conv_state
+from sapp_cli.runtime.weight_state import WeightState
 
 
 class BlockSparseConv(nn.Module):
@@ -104,6 +106,15 @@ class BlockSparseConv(nn.Module):
         return self.matrix.bias
 
     @property
+    def keeps_blocks(self) -> bool:
+        """True: `state_dict` gives the blocks; False: the dense weight, as the layer has it that this one stands for."""
+        return self.matrix.keeps_blocks
+
+    @keeps_blocks.setter
+    def keeps_blocks(self, value: bool) -> None:
+        self.matrix.keeps_blocks = value
+
+    @property
     def grid(self) -> BlockGrid:
         """Of the weight as a matrix."""
         return self.matrix.grid
@@ -116,22 +127,30 @@ class BlockSparseConv(nn.Module):
     @property
     def choices(self) -> list[ConvChoice]:
         """What was chosen so far, for each kind of input, and the times that say why."""
-        return [choice for _, products in self._products.values() for choice in products.choices.values()]
+        return [choice for products in self._prepared for choice in products.choices.values()]
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight in memory, with what the chosen ways hold besides."""
-        return sum(products.bytes for _, products in self._products.values()) or self.matrix.weight_bytes
+        return sum(products.bytes for products in self._prepared) or self.matrix.weight_bytes
 
     def forward(self, x: Tensor) -> Tensor:
         needs_thought = x.requires_grad or is_compiling() or is_autocast_enabled("cpu") or has_tangents()
         if type(x) is Tensor and x.is_cpu and not needs_thought:
-            return self._dense(x) if is_tracing() else self.convolve(x)
+            if is_tracing():
+                return self._dense(x)
+            if not is_wrapped(x):
+                return self.convolve(x)
         return by_context(x, self._dense, self._by_operator, self.convolve)
 
     def _by_operator(self, x: Tensor) -> Tensor:
-        batch = self.geometry.batch(x)
-        y: Tensor = block_sparse_conv(batch, self._number)
+        matrix, geometry = self.matrix, self.geometry
+        tensors = matrix.graph_tensors()
+        matrix.check_dtype(x.dtype)
+        batch = geometry.batch(x)
+        y: Tensor = block_sparse_conv(batch, *tensors, matrix.out_features, *arguments_of(geometry), self.way)
+        if self.keep_format and batch.is_contiguous():
+            y = y.contiguous()
         return y if batch is x else y.squeeze(0)
 
     def _dense(self, x: Tensor) -> Tensor:
@@ -150,21 +169,24 @@ class BlockSparseConv(nn.Module):
         known = self._products.get(dtype)
         if known is not None and known[0] is state:
             return known[1]
-        matrix.products(dtype)  # raises ValueError where that dtype does not fit
+        matrix.check_dtype(dtype)
         self._check_way()
-        found = ConvProducts(
-            self.geometry,
-            matrix.grid,
-            matrix.values,
-            matrix.crow,
-            matrix.col,
-            matrix.bias,
-            dtype,
-            self.way,
-            self.keep_format,
-        )
+        found = convolution_of(state, self._settings, dtype)
         self._products[dtype] = state, found
         return found
+
+    @property
+    def _settings(self) -> ConvSettings:
+        return ConvSettings(self.geometry, self.way, self.keep_format)
+
+    @property
+    def _prepared(self) -> list[ConvProducts]:
+        """By this layer, and by graphs that compute with its weight."""
+        state = self.matrix.known_state()
+        if state is None:
+            return []
+        settings = self._settings, ConvSettings(self.geometry, self.way)  # what the operator does
+        return [found for (key, _), found in state.convolutions.items() if key in settings]
 
     def extra_repr(self) -> str:
         geometry = self.geometry
@@ -178,22 +200,41 @@ class BlockSparseConv(nn.Module):
         super().__setattr__(name, value)
         if name in ("way", "keep_format"):
             self._products = {}
+        if name == "matrix":
+            value.stored = ELSEWHERE
 
     def _begin(self) -> None:
         """What is not saved with the module."""
         self._products = {}
-        self._number = registered(self)
+        self.matrix.stored = ELSEWHERE
         self._check_way()
 
     def _check_way(self) -> None:
         if self.way is not None and self.way not in CONV_WAYS:
             raise ValueError(f"'{self.way}' is not a way to convolve; there are {', '.join(CONV_WAYS)}")
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not (self.keeps_blocks or keep_vars):  # else the matrix saves them
+            destination.update(dense_conv_state(self, prefix))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *rest: Any,
+    ) -> None:
+        """As in any module, from blocks, of which there may be another number, or from a dense weight."""
+        rename_conv_state(self, state_dict, prefix, missing_keys if strict else [], rest[-1])
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what this process has prepared."""
         state = self.__dict__.copy()
-        for name in ("_products", "_number"):
-            state.pop(name, None)
+        state.pop("_products", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -28,10 +28,12 @@ from sapp_cli.runtime.conv_choice import (
 )
 from sapp_cli.runtime.conv_geometry import ConvGeometry, Windows
 from sapp_cli.runtime.conv_slabs import OverSlabs
+from sapp_cli.runtime.dtypes import say_where_there_is_no_kernel
 from sapp_cli.runtime.plain import dense_weight
 from sapp_cli.runtime.products import MEASURING, MOST_SEEN, Products
 
 if TYPE_CHECKING:
+    from sapp_cli.runtime.weight_state import WeightState
     from sapp_cli.runtime.window_product import WindowProduct
 
 CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
@@ -41,26 +43,35 @@ _MEASURED: dict[tuple[object, ...], ConvChoice] = {}
 """Choices of convolutions that are alike."""
 
 
+@dataclass(frozen=True)
+class ConvSettings:
+    """What one convolution does with a weight."""
+
+    geometry: ConvGeometry
+    way: str | None = None
+    """None: the fastest one."""
+    keep_format: bool = False
+    """Y lies in memory as x does."""
+
+
 class ConvProducts:
     """x (N, C, …) -> y (N, C_out, O…) for weights that do not change any more; ways are prepared when they are first needed."""
 
     def __init__(
         self,
-        geometry: ConvGeometry,
+        settings: ConvSettings,
         grid: BlockGrid,
         values: Tensor,
         crow: Tensor,
         col: Tensor,
         bias: Tensor | None,
         dtype: torch.dtype,
-        way: str | None,
-        keep_format: bool,
     ) -> None:
-        """Of checked indices; `way` None: the fastest one. `keep_format`: y lies in memory as x does."""
-        self._geometry, self._grid = geometry, grid
+        """Of checked indices."""
+        self._geometry, self._grid = settings.geometry, grid
         self._values, self._crow, self._col = values.detach().to(dtype), crow.clone(), col.clone()
         self._bias = None if bias is None else bias.detach().to(dtype)
-        self._way, self._keep_format = way, keep_format
+        self._way, self._keep_format = settings.way, settings.keep_format
         self._prepared: dict[tuple[str, int], _Ready] = {}
         self._current: dict[tuple[int, bool, int], Way] = {}
         self._seen: dict[tuple[object, ...], Way] = {}  # sizes of x, so that a known one costs no time
@@ -101,6 +112,8 @@ class ConvProducts:
 
     def _decide(self, key: tuple[int, bool, int], x: Tensor) -> Way:
         bucket = key[0]
+        if self._way is None:
+            say_where_there_is_no_kernel(self._values)
         names = [self._way] if self._way else CPU_CONV_WAYS if self._values.is_cpu else GPU_CONV_WAYS
         kept = round(len(self._values) / max(1, self._grid.count), 2)
         weights = self._grid, kept, self._values.dtype, self._values.device, self._bias is None
@@ -186,6 +199,14 @@ class ConvProducts:
         # Not `contiguous`: of a 1×1 weight both formats are, and torch takes the one that the strides suggest.
         weight = weight.clone(memory_format=memory_format)
         return _Ready(dense_convolution(weight, bias, geometry), weight.nbytes)
+
+
+def convolution_of(state: WeightState, settings: ConvSettings, dtype: torch.dtype) -> ConvProducts:
+    """The ways to convolve x of this dtype with the weight, a matrix (C_out, kernel…·C)."""
+    found = state.convolutions.get((settings, dtype))
+    if found is None:
+        found = state.convolutions[settings, dtype] = ConvProducts(settings, state.grid, *state.tensors, dtype)
+    return found
 
 
 @dataclass(frozen=True)

@@ -5,54 +5,30 @@ R, C: block rows and columns.  br, bc: rows and columns of a block.  K: kept blo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, get_num_threads, is_autocast_enabled, nn
-from torch.compiler import is_compiling
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn import functional as F
 
-from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix, encode, index_problem
+from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix, encode
 from sapp_cli.checkpoint.dtypes import DTYPES
-from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime.choice import WAYS, Choice, Way
-from sapp_cli.runtime.gpu import is_captured
-from sapp_cli.runtime.operators import block_sparse_linear, by_context, has_tangents, is_tracing, registered
+from sapp_cli.runtime.choice import Choice
+from sapp_cli.runtime.contexts import by_context, is_tracing, is_wrapped
+from sapp_cli.runtime.operators import block_sparse_linear
 from sapp_cli.runtime.packing import input_major
 from sapp_cli.runtime.plain import dense_weight
 from sapp_cli.runtime.products import MOST_SEEN, Products
+from sapp_cli.runtime.saved_state import BLOCKS, LINEAR, blocks_of_state, dense_state
+from sapp_cli.runtime.weight_state import Call, WeightState, check, known_state, refuse_unfrozen, state_of
 
-BUFFERS = ("values", "crow", "col")
-
-
-Call: TypeAlias = tuple[torch.Size, torch.dtype, int]
-"""Shape and dtype of x, threads."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class WeightState:
-    """The tensors of a layer as they were when they were checked, and what was prepared of them since."""
-
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None]
-    """values, crow, col, bias: held, so that no other tensor can come to lie in their places."""
-    places: tuple[int, int]
-    """Of values and bias in memory: what is prepared reads them there. Of the indices it has copies."""
-    versions: tuple[int, ...] | None
-    """How often each was changed in place; None if one was made in inference mode, for which torch does not count it."""
-    products: dict[torch.dtype, Products] = field(default_factory=dict)
-    ways: dict[Call, Way] = field(default_factory=dict)
-    """Taken so far on a CPU."""
-
-    @classmethod
-    def of(cls, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None) -> WeightState:
-        tensors = values, crow, col, bias
-        counted = not any(tensor is not None and tensor.is_inference() for tensor in tensors)
-        places = values.data_ptr(), 0 if bias is None else bias.data_ptr()
-        versions = tuple(0 if tensor is None else tensor._version for tensor in tensors) if counted else None
-        return cls(tensors, places, versions)
+IS_EXPORTING: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)
+"""Since torch 2.7."""
 
 
 class BlockSparseLinear(nn.Module):
@@ -64,6 +40,10 @@ class BlockSparseLinear(nn.Module):
     The indices are checked here and whenever a state is loaded: CheckpointError says what is wrong with them.
     """
 
+    keeps_blocks = False
+    """True: `state_dict` gives the blocks; False: the dense weight, as the layer has it that this one stands for."""
+    stored = LINEAR
+    """How `state_dict` gives the dense weight: see `saved_state`."""
     values: Tensor  # (K, br, bc)
     crow: Tensor  # int32 (R + 1,)
     col: Tensor  # int32 (K,)
@@ -84,10 +64,11 @@ class BlockSparseLinear(nn.Module):
         self.out_features, self.in_features = matrix
         self.block = values.shape[1], values.shape[2]
         self.way = way
-        self.register_buffer("values", input_major(values.detach()))
-        self.register_buffer("crow", crow.to(torch.int32, copy=True))
-        self.register_buffer("col", col.to(torch.int32, copy=True))
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        with torch.inference_mode(False):  # of tensors made in it, torch does not count changes
+            self.register_buffer("values", input_major(torch.empty_like(values).copy_(values.detach())))
+            self.register_buffer("crow", torch.empty_like(crow, dtype=torch.int32).copy_(crow))
+            self.register_buffer("col", torch.empty_like(col, dtype=torch.int32).copy_(col))
+            self.register_buffer("bias", None if bias is None else torch.empty_like(bias).copy_(bias.detach()))
         self._begin()
 
     @classmethod
@@ -145,12 +126,18 @@ class BlockSparseLinear(nn.Module):
         if (
             type(x) is Tensor
             and x.is_cpu
-            and not (x.requires_grad or is_autocast_enabled("cpu") or is_compiling() or has_tangents())
+            and not (x.requires_grad or is_autocast_enabled("cpu") or is_compiling() or forward_ad._current_level >= 0)
         ):
-            known = self.state()
-            call = x.shape, x.dtype, get_num_threads()
-            way = known.ways.get(call)
-            return self._first_call(x, call, known) if way is None else way(x)
+            try:
+                known = self.state()
+                call = x.shape, x.dtype, get_num_threads()
+                way = known.ways.get(call)
+                return self._first_call(x, call, known) if way is None else way(x)
+            except RuntimeError:
+                # What torch.func wraps has no memory. That is asked for here alone: it is rare, and small layers are quick.
+                refuse_unfrozen(self.values, self.bias)
+                if not is_wrapped(x):
+                    raise
         return by_context(x, self._dense, self._by_operator, self.multiply)
 
     def _first_call(self, x: Tensor, call: Call, known: WeightState) -> Tensor:
@@ -158,16 +145,31 @@ class BlockSparseLinear(nn.Module):
 
         Where TorchScript records, every shape is: the numbers in it are none then, and have another hash.
         """
-        if is_tracing():
-            return self._dense(x)
+        if is_tracing() or is_wrapped(x):
+            return by_context(x, self._dense, self._by_operator, self.multiply)
         if len(known.ways) >= MOST_SEEN:
             known.ways.clear()
         way = known.ways[call] = self.products(x.dtype).way_for(x)
         return way(x)
 
     def _by_operator(self, x: Tensor) -> Tensor:
-        y: Tensor = block_sparse_linear(x, self._number, self.out_features)
+        tensors = self.graph_tensors()
+        self.check_dtype(x.dtype)
+        y: Tensor = block_sparse_linear(x, *tensors, self.out_features, self.way)
         return y
+
+    def graph_tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Values, crow, col, bias for an operator, also in a graph.
+
+        `torch.compile` takes the shapes of buffers for constants, and would compile a block of a model anew for each number of
+        kept blocks. Shapes of tensors that it finds elsewhere become variables. It looks at each call that they are the same.
+        """
+        if is_dynamo_compiling() and IS_EXPORTING is not None and not IS_EXPORTING():
+            values, col = self._elsewhere
+            # Their dtypes are looked at first, so that they count as found there; nobody may look at the buffers before.
+            if values.dtype and col.dtype and values is self.values and col is self.col:
+                return values, self.crow, col, self.bias
+        return self.values, self.crow, self.col, self.bias
 
     def _dense(self, x: Tensor) -> Tensor:
         """The forward pass for TorchScript, and for derivatives forward."""
@@ -179,15 +181,14 @@ class BlockSparseLinear(nn.Module):
 
     def products(self, dtype: torch.dtype) -> Products:
         """The ways to multiply x of this dtype by the weights as they are now."""
-        prepared = self.state().products
-        found = prepared.get(dtype)
-        if found is None:
-            own = self.values.dtype
-            if dtype != own and not (is_autocast_enabled(self.values.device.type) and dtype.is_floating_point):
-                raise ValueError(f"x is {dtype}, the weight of this BlockSparseLinear is {own}; convert one of them")
-            found = Products(self.values, self.crow, self.col, self.bias, self.grid, dtype, self.way)
-            prepared[dtype] = found
-        return found
+        self.check_dtype(dtype)
+        return self.state().products_for(dtype)
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Raise ValueError for an x of another dtype than the weight's, unless autocast has made it."""
+        own = self.values.dtype
+        if dtype != own and not (is_autocast_enabled(self.values.device.type) and dtype.is_floating_point):
+            raise ValueError(f"x is {dtype}, the weight of this BlockSparseLinear is {own}; convert one of them")
 
     def state(self) -> WeightState:
         """The weights as they are now, checked: the same object as long as nothing changes them.
@@ -204,41 +205,23 @@ class BlockSparseLinear(nn.Module):
                 and (0 if bias is None else bias.data_ptr()) == places[1]
                 and crow is tensors[1]
                 and col is tensors[2]
+                and not (values.requires_grad or (bias is not None and bias.requires_grad))
                 and (
                     versions is None
                     or versions == (values._version, crow._version, col._version, 0 if bias is None else bias._version)
                 )
             ):
                 return known
-        if is_captured(values):
-            raise RuntimeError(
-                "a BlockSparseLinear checks its indices before it computes for the first time, which cannot be done while "
-                "a CUDA graph is captured; run the model once before, as torch.cuda.graph asks for anyway"
-            )
-        found = WeightState.of(values, crow, col, bias)
-        self.check()
-        self._known = found
+        found = self._known = state_of(values, crow, col, bias, self.grid, self.way)
         return found
+
+    def known_state(self) -> WeightState | None:
+        """The same if there is one already, made by this layer or by a graph that computes with its weights."""
+        return known_state(self.values, self.crow, self.col, self.bias, self.grid, self.way)
 
     def check(self) -> None:
         """Raise CheckpointError unless indices and shapes are those of a block-sparse matrix."""
-        grid, kept = self.grid, len(self.col)
-        if self.way is not None and self.way not in WAYS:
-            raise ValueError(f"'{self.way}' is not a way to multiply; there are {', '.join(WAYS)}")
-        if tuple(self.values.shape) != (kept, *self.block):
-            problem: str | None = f"values are {tuple(self.values.shape)}, not {(kept, *self.block)}"
-        elif self.crow.dtype != torch.int32 or self.col.dtype != torch.int32 or self.col.dim() != 1:
-            problem = f"indices are {self.crow.dtype} and {self.col.dtype}, not two vectors of torch.int32"
-        elif self.bias is not None and tuple(self.bias.shape) != (self.out_features,):
-            problem = f"the bias is {tuple(self.bias.shape)}, not {(self.out_features,)}"
-        elif self.values.is_meta:
-            problem = None  # nothing to read yet
-        else:
-            problem = index_problem(self.crow.cpu().numpy(), self.col.cpu().numpy(), grid)
-        if problem is not None:
-            raise CheckpointError(
-                f"a {self.out_features}×{self.in_features} weight in blocks of {self.block[0]}×{self.block[1]}: {problem}"
-            )
+        check(self.values, self.crow, self.col, self.bias, self.grid, self.way)
 
     def extra_repr(self) -> str:
         kept = f"{len(self.col)} of {self.grid.count} blocks of {self.block[0]}×{self.block[1]}"
@@ -247,35 +230,65 @@ class BlockSparseLinear(nn.Module):
     def _begin(self) -> None:
         """What is not saved with the module."""
         self._known = None
-        self._number = registered(self)
+        self._find_elsewhere()
         self.check()
+
+    def _find_elsewhere(self) -> None:
+        """Keep `graph_tensors` up to date."""
+        self._elsewhere = [self.values, self.col]
 
     @property
     def _prepared(self) -> dict[torch.dtype, Products]:
-        return {} if self._known is None else self._known.products
+        state = self.known_state()
+        return {} if state is None else state.products
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "way":
             self._known = None
+        if name in BLOCKS and "_elsewhere" in self.__dict__:
+            self._find_elsewhere()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As in any module, but the state may have another number of kept blocks."""
-        for name in BUFFERS:
-            loaded, own = state_dict.get(prefix + name), self._buffers[name]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BlockSparseLinear:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._find_elsewhere()
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # Who wants the variables themselves gets the blocks: they are what the layer computes with.
+        if self.keeps_blocks or keep_vars:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        else:
+            destination.update(dense_state(self, prefix))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """As in any module, from blocks, of which there may be another number, or from a dense weight."""
+        state = blocks_of_state(self, state_dict, prefix, missing_keys if strict else [], error_msgs)
+        for name in BLOCKS:
+            loaded, own = state.get(prefix + name), self._buffers[name]
             if isinstance(loaded, Tensor) and own is not None and loaded.shape[1:] == own.shape[1:]:
                 if name == "values":
                     self._buffers[name] = input_major(own.new_empty(loaded.shape))
                 elif loaded.shape != own.shape and name == "col":
                     self._buffers[name] = own.new_empty(loaded.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         self._known = None
+        self._find_elsewhere()
         self.check()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what this process has prepared."""
         state = self.__dict__.copy()
-        for name in ("_known", "_number"):
+        for name in ("_known", "_elsewhere"):
             state.pop(name, None)
         return state
 

@@ -69,6 +69,8 @@ def weight_gradient(x: Tensor, gradient: Tensor, crow: Tensor, col: Tensor, grid
 def dense_weight(values: Tensor, crow: Tensor, col: Tensor, grid: BlockGrid) -> Tensor:
     """The weight (out, in) with zeros where blocks were not kept, of checked indices."""
     (rows, columns), (br, bc), (out, in_features) = grid.size, grid.block, grid.matrix
+    if values.is_meta:
+        return values.new_empty(out, in_features)
     counts = (crow[1:] - crow[:-1]).to(torch.int64)
     owner = torch.arange(rows, device=values.device).repeat_interleave(counts.to(values.device))  # (K,)
     blocks = values.new_zeros(rows, columns, br, bc)

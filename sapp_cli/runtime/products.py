@@ -32,6 +32,7 @@ from sapp_cli.runtime.choice import (
     family,
     most_rows,
 )
+from sapp_cli.runtime.dtypes import KERNEL_DTYPES, TRITON_DTYPES, say_where_there_is_no_kernel
 from sapp_cli.runtime.gpu import is_captured, is_on_gpu, tf32_allowed, wait_for
 from sapp_cli.runtime.plain import PlainProduct, dense_weight
 from sapp_cli.runtime.torch_bsr import TorchBsrProduct, is_possible
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 MOST_SEEN = 256
 """Shapes of x that are remembered."""
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
-TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
 _MEASURED: dict[tuple[object, ...], Choice] = {}
 """Choices of layers that are alike: same matrix, blocks, share of kept blocks, dtype, device, bucket and mode."""
 
@@ -128,6 +126,8 @@ class Products:
 
     def _decide(self, key: tuple[int, int], x: Tensor) -> Way:
         bucket, _ = key
+        if self._way is None:
+            say_where_there_is_no_kernel(self._values)
         names = self._names(bucket)
         kept = round(len(self._values) / max(1, self._grid.count), 2)
         alike = (self._grid, kept, self._values.dtype, self._values.device, self._bias is None, key, tuple(names))

@@ -17,6 +17,7 @@ from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime import conv_slabs
 from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.conv_geometry import ConvGeometry, Windows, channels_last
+from sapp_cli.runtime.conv_operators import arguments_of
 from sapp_cli.runtime.linear import BlockSparseLinear
 from tests.runtime.weights import UNIT, sparse_weight
 
@@ -200,11 +201,15 @@ def test_state_copies_pickles_and_changes_in_place():
     conv, x = dense_conv(padding=1), image(1, 20, 6, 6)
     sparse = BlockSparseConv.from_dense(conv, BLOCK, "kernel")
     expected = sparse(x)
-    assert sorted(sparse.state_dict()) == ["matrix.bias", "matrix.col", "matrix.crow", "matrix.values"]
     other = BlockSparseConv.from_dense(dense_conv(padding=1, share=0.9), BLOCK, "kernel")
     assert not torch.equal(other(x), expected)
-    other.load_state_dict(sparse.state_dict())
-    copies = [other, copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))]
+    copies = [copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))]
+    matrix = ["matrix.bias", "matrix.col", "matrix.crow", "matrix.values"]
+    for keeps, names in ((False, ["bias", "weight"]), (True, matrix)):
+        sparse.keeps_blocks = keeps
+        assert sorted(sparse.state_dict()) == names
+        copies.append(copy.deepcopy(other))
+        copies[-1].load_state_dict(sparse.state_dict())
     sparse.matrix.values.zero_()
     sparse.matrix.bias.zero_()
     assert torch.equal(sparse(x), torch.zeros_like(expected))
@@ -267,18 +272,23 @@ def test_torch_compile_goes_around_it_in_one_graph():
         torch.testing.assert_close(compiled(x), conv(x).relu(), rtol=1e-4, atol=1e-5)
 
 
+def tensors(sparse):
+    matrix = sparse.matrix
+    return matrix.values, matrix.crow, matrix.col, matrix.bias
+
+
 def test_the_operators_keep_their_promises_to_torch():
     sparse = BlockSparseConv.from_dense(dense_conv(padding=1), BLOCK)
     torch.library.opcheck(
         torch.ops.sapp.block_sparse_conv.default,
-        (image(2, 20, 6, 6).requires_grad_(), sparse._number),
+        (image(2, 20, 6, 6).requires_grad_(), *tensors(sparse), 24, *arguments_of(sparse.geometry), None),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"),
     )
     for padding in ({"padding": 1}, {"padding": "same", "padding_mode": "circular"}):
         sparse = BlockSparseConv.from_dense(dense_conv(**padding), BLOCK)
         torch.library.opcheck(
             torch.ops.sapp.block_sparse_conv_backward.default,
-            (image(2, 24, 6, 6), [2, 20, 6, 6], sparse._number),
+            (image(2, 24, 6, 6), *tensors(sparse)[:3], [2, 20, 6, 6], *arguments_of(sparse.geometry)),
             test_utils=("test_schema", "test_faketensor"),
         )
 

@@ -117,6 +117,10 @@ def replaced_in_inference_mode(layer):
         layer.values = torch.zeros_like(layer.values)
 
 
+def zeros_of(layer):
+    return {**layer.state_dict(keep_vars=True), "values": torch.zeros_like(layer.values)}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -125,12 +129,11 @@ def replaced_in_inference_mode(layer):
         lambda layer: setattr(layer.values, "data", torch.zeros_like(layer.values)),
         lambda layer: layer.values.set_(torch.zeros_like(layer.values)),
         replaced_in_inference_mode,
-        lambda layer: layer.load_state_dict({**layer.state_dict(), "values": torch.zeros_like(layer.values)}),
-        lambda layer: layer.load_state_dict(
-            {**layer.state_dict(), "values": torch.zeros_like(layer.values)}, assign=True
-        ),
+        lambda layer: layer.load_state_dict(zeros_of(layer)),
+        lambda layer: layer.load_state_dict(zeros_of(layer), assign=True),
+        lambda layer: layer.load_state_dict({"weight": torch.zeros_like(layer.weight), "bias": layer.bias}),
     ],
-    ids=["in place", "another tensor", "data", "set_", "in inference mode", "state", "assigned state"],
+    ids=["in place", "another tensor", "data", "set_", "in inference mode", "state", "assigned state", "dense state"],
 )
 @pytest.mark.parametrize("way", ["kernel", "dense"])
 def test_every_change_of_the_values_is_seen(change, way):

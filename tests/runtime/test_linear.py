@@ -97,9 +97,13 @@ def test_a_state_dict_goes_there_and_back_whatever_the_number_of_blocks():
     x = torch.randn(4, MATRIX[1])
     assert not torch.allclose(other(x), dense(x))
     assert len(other.col) != len(sparse.col)
-    other.load_state_dict(sparse.state_dict())
-    assert torch.equal(other(x), sparse(x))
-    assert sorted(sparse.state_dict()) == ["bias", "col", "crow", "values"]
+    for keeps, names in ((False, ["bias", "weight"]), (True, ["bias", "col", "crow", "values"])):
+        sparse.keeps_blocks = keeps
+        assert sorted(sparse.state_dict()) == names
+        filled = copy.deepcopy(other)
+        filled.load_state_dict(sparse.state_dict())
+        assert torch.equal(filled(x), sparse(x))
+        assert len(filled.col) == len(sparse.col)
 
 
 def test_values_changed_in_place_count():
@@ -180,7 +184,7 @@ def test_the_operators_keep_their_promises_to_torch():
     x = torch.randn(2, 4, MATRIX[1], requires_grad=True)
     torch.library.opcheck(
         torch.ops.sapp.block_sparse_linear.default,
-        (x, sparse._number, sparse.out_features),
+        (x, sparse.values, sparse.crow, sparse.col, sparse.bias, sparse.out_features, None),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"),
     )
 

@@ -9,7 +9,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from sapp_cli.grid import BlockGrid
-from sapp_cli.runtime import gpu, linear, products, triton_kernel
+from sapp_cli.runtime import gpu, products, triton_kernel, weight_state
 from sapp_cli.runtime.linear import BlockSparseLinear
 from sapp_cli.runtime.torch_bsr import is_possible, whole_tiles
 from sapp_cli.runtime.triton_tiles import tiles
@@ -124,7 +124,7 @@ def test_nothing_is_measured_while_a_cuda_graph_is_captured(on_gpu, monkeypatch)
 
 def test_a_layer_that_has_never_computed_cannot_begin_while_a_graph_is_captured(monkeypatch):
     layer = BlockSparseLinear.from_weight(sparse_weight((32, 64), (16, 16), 0.5), None, (16, 16))
-    monkeypatch.setattr(linear, "is_captured", lambda x: True)
+    monkeypatch.setattr(weight_state, "is_captured", lambda x: True)
     with pytest.raises(RuntimeError, match=r"run the model once before, as torch.cuda.graph asks for anyway"):
         layer(torch.ones(1, 64))
 
