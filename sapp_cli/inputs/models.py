@@ -137,6 +137,22 @@ def _class_and_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tupl
         return cls, built
 
 
+def empty_model(checkpoint: Checkpoint) -> nn.Module:
+    """The model that a Hugging Face folder's config.json names, on the meta device: shapes, and no values.
+
+    In the dtype named there, float32 if there is none, and in evaluation mode. Raises UsageError for any other checkpoint.
+    """
+    if checkpoint.config is None or not checkpoint.config.get("model_type"):
+        raise UsageError(
+            f"{checkpoint.path}: no Hugging Face config.json, expected one that says how to build the model; "
+            "build it yourself and call sapp.load(model, OUT)"
+        )
+    cls, config = _class_and_config(checkpoint, checkpoint.config)
+    with offline_transformers(), torch.device("meta"):
+        model: nn.Module = cls._from_config(config, dtype=config.dtype or torch.float32)
+    return model.eval()
+
+
 def built_by_library(checkpoint: Checkpoint, cls: Any, config: Any, state: Mapping[str, Tensor]) -> Built:
     """A model of the class, in fp32, with the state in it as `from_pretrained` puts it there, whatever it renames or joins.
 

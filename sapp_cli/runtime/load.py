@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 import torch
@@ -17,15 +18,19 @@ from torch import Tensor, nn
 from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix, encode, to_matrix
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
-from sapp_cli.errors import CheckpointError
+from sapp_cli.errors import CheckpointError, UsageError
 from sapp_cli.grid import BlockGrid
-from sapp_cli.inputs.models import dense_tensor
+from sapp_cli.inputs.models import dense_tensor, empty_model
 from sapp_cli.layers import matrix_layout
 from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.linear import BlockSparseLinear
+from sapp_cli.runtime.meta import fillings
 from sapp_cli.runtime.names import Fit, fit
+from sapp_cli.runtime.saved_state import LINEAR, TRANSPOSED
 
 Model = TypeVar("Model", bound=nn.Module)
+
+LOG = logging.getLogger("sapp")
 
 MOST_KEPT = 0.7
 """With a larger share of blocks kept, a dense layer is as fast and no larger."""
@@ -36,24 +41,54 @@ LEAST_CONV_WEIGHTS = 1 << 10
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def load(model: Model, path: str | Path, way: str | None = None) -> Model:
+@overload
+def load(model: Model, path: str | Path, way: str | None = None, *, keep_blocks: bool = False) -> Model: ...
+
+
+@overload
+def load(model: str | Path, *, way: str | None = None, keep_blocks: bool = False) -> nn.Module: ...
+
+
+def load(
+    model: nn.Module | str | Path, path: str | Path | None = None, way: str | None = None, *, keep_blocks: bool = False
+) -> nn.Module:
     """The model, with the checkpoint's weights in it and block-sparse layers where a pruned one gains by it.
 
     `path` is an output of `sapp prune`, its `sparse/`, or any other checkpoint, from which all layers stay dense. Replaced are
     `torch.nn.Linear`, GPT-2's `Conv1D`, and convolutions of one group, by `BlockSparseConv`; other pruned layers get their
-    weights with the zeros in place. Parameters keep the dtype and device that they have in the model. `way`: see
-    `BlockSparseLinear`.
+    weights with the zeros in place, and one line of the logger "sapp" names them. Parameters keep the dtype and device that
+    they have in the model; what is on the meta device comes to be on the CPU. `way`: see `BlockSparseLinear`.
+
+    `load("OUT")` with a Hugging Face folder alone builds the model that its config.json names, in evaluation mode, in the dtype
+    named there.
+
+    `model.state_dict()`, and so `save_pretrained`, gives the dense weights, which any library reads. With `keep_blocks` it
+    gives the blocks instead, which only a model that sapp has loaded reads.
 
     Names that the model's library changes on loading are followed. What a checkpoint of a bare model lacks, a head, stays
     as it is in the model, with a warning.
 
     Raises CheckpointError for whatever is missing, damaged, or does not fit the model; the model is unchanged then.
     """
-    load_and_explain(model, path, way)
-    return model
+    if isinstance(model, nn.Module):
+        if path is None:
+            raise UsageError("sapp.load: a model alone, expected where its weights are; call sapp.load(model, OUT)")
+        into, source = model, Path(path)
+    else:
+        if path is not None:
+            raise UsageError(
+                f"sapp.load: the model is {model!r}, expected a torch.nn.Module; call sapp.load(model, OUT)"
+            )
+        into, source = empty_model(open_checkpoint(_folder_with_config(Path(model)))), Path(model)
+    dense = load_and_explain(into, source, way, keep_blocks=keep_blocks)
+    if dense:
+        LOG.warning("%s: %s", source, _described(dense))
+    return into
 
 
-def load_and_explain(model: nn.Module, path: str | Path, way: str | None = None) -> dict[str, str]:
+def load_and_explain(
+    model: nn.Module, path: str | Path, way: str | None = None, *, keep_blocks: bool = False
+) -> dict[str, str]:
     """Do what `load` does; {name of a layer: why it stays dense although it is pruned}."""
     checkpoint = _sparse_one(Path(path))
     for note in checkpoint.notes:
@@ -65,12 +100,43 @@ def load_and_explain(model: nn.Module, path: str | Path, way: str | None = None)
             dense[name] = layer
         else:
             replaced[f"{name}.weight"] = layer
-    state = {known: _tensor(checkpoint, name) for name, known in found.names.items() if known not in replaced}
-    model.load_state_dict({**found.made, **state}, strict=False)
+    state = {
+        **found.made,
+        **{known: _tensor(checkpoint, name) for name, known in found.names.items() if known not in replaced},
+    }
+    gone = {f"{layer.name}.{attribute}" for layer in replaced.values() for attribute in ("weight", "bias")}
+    filled = fillings(model, state, gone, checkpoint.path)
+    for filling in filled:
+        filling.fill()
+    done = gone.union(*(filling.names for filling in filled))
+    model.load_state_dict({name: tensor for name, tensor in state.items() if name not in done}, strict=False)
     for layer in replaced.values():
         parent, _, attribute = layer.name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, layer.replacement(way))
+        replacement = layer.replacement(way)
+        replacement.keeps_blocks = keep_blocks
+        setattr(model.get_submodule(parent), attribute, replacement)
     return dense
+
+
+def _described(dense: Mapping[str, str]) -> str:
+    """One line: "3 pruned layers stay dense: 'a' and 1 more (it has 256 weights only), 'c' (…); sapp bench lists them"."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in dense.items():
+        by_reason.setdefault(why, []).append(name)
+    shown = ", ".join(
+        f"'{names[0]}'{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why})"
+        for why, names in list(by_reason.items())[:3]
+    )
+    others = len(by_reason) - 3
+    more = f" and {others} more reasons" if others > 1 else " and 1 more reason" if others == 1 else ""
+    layers = "pruned layer stays" if len(dense) == 1 else "pruned layers stay"
+    return f"{len(dense)} {layers} dense: {shown}{more}; sapp bench lists them"
+
+
+def _folder_with_config(path: Path) -> Path:
+    """An output's own folder for its `sparse/`, which may have no config.json."""
+    inside = path.name == "sparse" and not (path / "config.json").is_file()
+    return path.parent if inside and (path.parent / "manifest.json").is_file() else path
 
 
 @dataclass(frozen=True)
@@ -83,6 +149,7 @@ class _PrunedLayer:
     grid: BlockGrid
     dtype: str  # of the values, as safetensors call it
     bias: Tensor | None  # of the checkpoint
+    transposed: bool  # stored (in, out)
 
     def replacement(self, way: str | None) -> BlockSparseLinear | BlockSparseConv:
         weight = self.module.weight
@@ -97,7 +164,9 @@ class _PrunedLayer:
             layer = BlockSparseConv.from_matrix(self.module, sparse, self.grid, bias, weight.dtype, way)
         else:
             layer = BlockSparseLinear.from_matrix(sparse, self.grid, bias, weight.dtype, way)
-        return layer.to(weight.device).train(self.module.training)
+            layer.stored = TRANSPOSED if self.transposed else LINEAR
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        return layer.to(device).train(self.module.training)
 
 
 def _sparse_one(path: Path) -> Checkpoint:
@@ -117,6 +186,8 @@ def _pruned_layers(checkpoint: Checkpoint, model: nn.Module, found: Fit) -> Iter
         stored = checkpoint.tied.get(stored_names.get(known, ""), stored_names.get(known, ""))
         if stored not in blocks:
             continue
+        if isinstance(module, BlockSparseLinear | BlockSparseConv):
+            continue  # takes the blocks out of a dense weight itself
         why = obstacle(model, module_name)
         if why is None and id(module.weight) in shared:
             why = "its weight has several names"
@@ -135,7 +206,8 @@ def _pruned_layers(checkpoint: Checkpoint, model: nn.Module, found: Fit) -> Iter
             yield module_name, why
             continue
         bias = _bias(checkpoint, found, stored_names.get(f"{module_name}.bias"), module_name, module)
-        yield module_name, _PrunedLayer(module_name, module, sparse, grid, checkpoint.dtype(stored), bias)
+        transposed = layout.kind == TRANSPOSED
+        yield module_name, _PrunedLayer(module_name, module, sparse, grid, checkpoint.dtype(stored), bias, transposed)
 
 
 def _bias(checkpoint: Checkpoint, found: Fit, stored: str | None, name: str, module: nn.Module) -> Tensor | None:

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.errors import CheckpointError
 from sapp_cli.inputs.models import built_by_library, candidate_names, dense_tensor, origins, same_values
+from sapp_cli.runtime.conv import BlockSparseConv
+from sapp_cli.runtime.linear import BlockSparseLinear
+from sapp_cli.runtime.saved_state import BLOCKS, ELSEWHERE, stored_shape
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,27 @@ class Fit:
     """Name in model.state_dict() -> what the model's library made of the checkpoint's tensors for it."""
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Those of the model's state dict, not copied; for a block-sparse layer the dense ones, on the meta device."""
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    for name, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        if isinstance(module, BlockSparseConv):
+            shape = module.out_channels, module.in_channels, *module.kernel_size
+            _replace_blocks(state, prefix, f"{prefix}matrix.", torch.empty(shape, device="meta"), module.bias)
+        elif isinstance(module, BlockSparseLinear) and module.stored != ELSEWHERE:
+            _replace_blocks(state, prefix, prefix, torch.empty(stored_shape(module), device="meta"), module.bias)
+    return state
+
+
+def _replace_blocks(state: dict[str, Tensor], prefix: str, inside: str, weight: Tensor, bias: Tensor | None) -> None:
+    for name in (*BLOCKS, "bias"):
+        state.pop(f"{inside}{name}", None)
+    state[f"{prefix}weight"] = weight
+    if bias is not None:
+        state[f"{prefix}bias"] = bias
+
+
 def fit(checkpoint: Checkpoint, model: nn.Module) -> Fit:
     """By name: a prefix may come or go, gamma and beta be weight and bias. Where that is not enough and the model is one
     of transformers, the library loads a second model from the checkpoint, and tells by marked tensors what came from where.
@@ -36,7 +61,7 @@ def fit(checkpoint: Checkpoint, model: nn.Module) -> Fit:
     names, problems = _by_name(checkpoint, model)
     missing = _missing(model, set(names.values()))
     found = Fit(names)
-    by_library = _by_library(checkpoint, model) if (problems or missing) and _from_transformers(model) else None
+    by_library = _by_library(checkpoint, model) if (problems or missing) and from_transformers(model) else None
     if by_library is not None:
         found, missing = by_library
     elif problems or not _is_head(model, missing):
@@ -44,10 +69,16 @@ def fit(checkpoint: Checkpoint, model: nn.Module) -> Fit:
         shown = [*problems[:8], *([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])]
         listed = "\n".join(f"  {text}" for text in shown)
         raise CheckpointError(f"{checkpoint.path} does not fit this {type(model).__name__}:\n{listed}")
+    state = tensors_of(model)
+    if any(state[name].is_meta for name in missing):
+        raise CheckpointError(
+            f"{checkpoint.path} has no {_listed(missing)}: expected all weights of a {type(model).__name__} on the meta device"
+            "; "
+            "take the class that belongs to the checkpoint, or build the model on a CPU, where its head starts at random"
+        )
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         warnings.warn(
-            f"{checkpoint.path} has no {', '.join(missing[:3])}{more}: what the {type(model).__name__} has there stays",
+            f"{checkpoint.path} has no {_listed(missing)}: what the {type(model).__name__} has there stays",
             stacklevel=3,
         )
     return found
@@ -55,7 +86,7 @@ def fit(checkpoint: Checkpoint, model: nn.Module) -> Fit:
 
 def _by_name(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, str], list[str]]:
     """(Names that agree, what has another shape)."""
-    state = model.state_dict()
+    state = tensors_of(model)
     prefix = getattr(model, "base_model_prefix", "")
     names: dict[str, str] = {}
     problems = []
@@ -71,9 +102,13 @@ def _by_name(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, str], 
 
 def _missing(model: nn.Module, given: set[str]) -> list[str]:
     """The floating tensors of the model that are not given under any of their names."""
-    state = model.state_dict()
+    state = tensors_of(model)
     places = {_place(state[name]) for name in given}
     return [name for name, tensor in state.items() if tensor.is_floating_point() and _place(tensor) not in places]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -88,7 +123,8 @@ def _is_head(model: nn.Module, missing: list[str]) -> bool:
     return not inside
 
 
-def _from_transformers(model: nn.Module) -> bool:
+def from_transformers(model: nn.Module) -> bool:
+    """True for a model of that library."""
     transformers = sys.modules.get("transformers")  # a model of it cannot be without it
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
 
@@ -106,11 +142,12 @@ def _by_library(checkpoint: Checkpoint, model: Any) -> tuple[Fit, list[str]] | N
         built = build(state)
     except CheckpointError:
         return None
-    missing = [name for name in model.state_dict() if name in built.missing]
+    own = tensors_of(model)
+    missing = [name for name in own if name in built.missing]
     if not _is_head(model, missing):
         return None
     made = {name: tensor for name, tensor in built.model.state_dict().items() if name not in built.missing}
-    if any(tensor.shape != made[name].shape for name, tensor in model.state_dict().items() if name in made):
+    if any(tensor.shape != made[name].shape for name, tensor in own.items() if name in made):
         return None
     names = {
         name: known

@@ -64,6 +64,7 @@ def replace_masked(model: nn.Module, masked: dict[str, Layer]) -> tuple[nn.Modul
             assert bias is None or isinstance(bias, Tensor), "a Linear or Conv1D"
             matrix = _weight(module).permute(layer.layout.axes)
             sparse = BlockSparseLinear.from_weight(matrix, bias, layer.grid.block)
+            sparse.stored = layer.layout.kind
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, sparse.eval())
     return model, kept_dense

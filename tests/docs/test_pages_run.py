@@ -350,10 +350,20 @@ def test_the_command_line(sapp, my_model, my_model_sparse):
 def test_block_sparse_inference(sapp, my_model, my_model_sparse):
     """Each block of Python in a session of its own, with what the sentences around it speak of."""
     page = DOCS / "runtime.md"
-    load, look, convolve = (block for block in blocks(page) if block.language == "python")
+    load, alone, on_meta, save, serve, look, convolve = (block for block in blocks(page) if block.language == "python")
     names: dict[str, object] = {}
-    run_python(load, page, names)
-    names["model"](torch.ones(1, 100, dtype=torch.long))
+    tokens, outputs = torch.ones(1, 100, dtype=torch.long), []
+    for block in (load, on_meta, save):
+        run_python(block, page, names)
+        outputs.append(names["model"].eval()(tokens)[0])
+    for other in outputs[1:]:
+        torch.testing.assert_close(other, outputs[0], rtol=1e-4, atol=1e-5)
+    bare = names["model"]
+    run_python(alone, page, names)  # of the class that config.json names, with a head
+    torch.testing.assert_close(names["model"].bert(tokens)[0], outputs[0], rtol=1e-4, atol=1e-5)
+    names["model"] = bare
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), "model.pt2")
+    run_python(serve, page, {})
     printed, shown = run_python(look, page, names).splitlines()[-1], look.text.partition("# ")[2].strip()
     assert sorted(re.findall("[a-z]+", printed)) == sorted(re.findall("[a-z]+", shown))  # the fastest way comes first
     network = torch.nn.Sequential(torch.nn.Conv2d(32, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 8, 1))
