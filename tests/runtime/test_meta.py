@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sapp_cli as sapp
-from sapp_cli.errors import CheckpointError, UsageError
+from sapp_cli.errors import CheckpointError
 from sapp_cli.runtime import load as load_room
 from sapp_cli.runtime.linear import BlockSparseLinear
 from scripts.make_checkpoints import make_bert, make_gpt2
@@ -169,18 +168,3 @@ def test_layers_that_stay_dense_are_told_in_one_line(tmp_path, caplog):
         f"{tmp_path}: 3 pruned layers stay dense: 'a' and 1 more (it keeps 8 of 8 blocks), 'c' (it is a convolution of 2 "
         "groups); sapp bench lists them"
     ]
-
-
-def test_what_a_folder_alone_cannot_be(tmp_path):
-    save_file(Own().state_dict(), tmp_path / "own.safetensors")
-    with pytest.raises(UsageError) as refused:
-        sapp.load(tmp_path / "own.safetensors")
-    assert str(refused.value) == (
-        f"{tmp_path}/own.safetensors: no Hugging Face config.json, expected one that says how to build the model; "
-        "build it yourself and call sapp.load(model, OUT)"
-    )
-    with pytest.raises(UsageError, match=r"the model is 'OUT', expected a torch\.nn\.Module"):
-        sapp.load("OUT", "OUT")
-    with pytest.raises(UsageError, match="a model alone, expected where its weights are"):
-        sapp.load(Own())
-    shutil.rmtree(tmp_path)

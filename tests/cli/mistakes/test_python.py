@@ -88,6 +88,20 @@ def a_report_that_is_none(folder: Path) -> object:
     return sapp.load(network(), folder / "out")
 
 
+def a_buffer_without_values(folder: Path) -> object:
+    with torch.device("meta"):
+        model = network()
+        model.register_buffer("scale", torch.ones(4), persistent=False)
+    return sapp.load(model, folder / "net.safetensors")
+
+
+def a_head_without_values(folder: Path) -> object:
+    with torch.device("meta"):
+        model = network().append(nn.Linear(4, 2))
+    model.base_model_prefix = "0"
+    return sapp.load(model, folder / "net.safetensors")
+
+
 def a_longer_trainer(folder: Path) -> None:
     arguments = TrainingArguments(str(folder / "run"), max_steps=30, report_to=[], use_cpu=True, disable_tqdm=True)
     model = network()
@@ -188,6 +202,39 @@ CALLS = [
         "  '0.bias' is (16,), the model wants (8,)\n"
         "  '0.weight' is (16, 16), the model wants (8, 16)\n"
         "  '1.weight' is (4, 16), the model wants (4, 8)",
+    ),
+    Call(
+        "a checkpoint alone that is no folder of Hugging Face",
+        lambda folder: sapp.load(folder / "net.safetensors"),
+        UsageError,
+        "HERE/net.safetensors: no Hugging Face config.json, expected one that says how to build the model; build it yourself "
+        "and call sapp.load(model, OUT)",
+    ),
+    Call(
+        "a model without a checkpoint",
+        lambda folder: sapp.load(network()),
+        UsageError,
+        "sapp.load: a model alone, expected where its weights are; call sapp.load(model, OUT)",
+    ),
+    Call(
+        "a folder in the place of a model",
+        lambda folder: sapp.load("OUT", folder),
+        UsageError,
+        "sapp.load: the model is 'OUT', expected a torch.nn.Module; call sapp.load(model, OUT)",
+    ),
+    Call(
+        "a buffer on the meta device that no file has",
+        a_buffer_without_values,
+        CheckpointError,
+        "HERE/net.safetensors has no scale, which this Sequential on the meta device has without values: expected values from "
+        "its constructor; build the model without torch.device('meta')",
+    ),
+    Call(
+        "a head on the meta device that the checkpoint lacks",
+        a_head_without_values,
+        CheckpointError,
+        "HERE/net.safetensors has no 2.weight, 2.bias: expected all weights of a Sequential on the meta device; take the class "
+        "that belongs to the checkpoint, or build the model on a CPU, where its head starts at random",
     ),
     Call(
         "an output with a report that is none",
