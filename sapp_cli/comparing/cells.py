@@ -91,7 +91,7 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Record:
         """The record in this file. Raises CheckpointError for everything else."""
-        content = read_object(path, "the record of a cell", CONFIG_LIMIT)
+        content = {"inputs": "", **read_object(path, "the record of a cell", CONFIG_LIMIT)}
         kinds = {"settings": str, "inputs": str, "exit_code": int | None, "error": str, "seconds": int | float}
         wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
         if wrong:

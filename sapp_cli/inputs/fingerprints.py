@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from sapp_cli.checkpoint.locate import locate
-from sapp_cli.checkpoint.output import WRITTEN_BY_SAPP, sha256_file
+from sapp_cli.checkpoint.output import sha256_file
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.errors import DataError
 from sapp_cli.inputs.code_files import code_files, installed_version
@@ -50,8 +51,10 @@ class Fingerprints:
 
 NOT_DATA = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 """What file managers leave in folders."""
-CONFIGURATION = frozenset({".json", ".txt", ".model", ".jinja"})
-"""Endings of what lies beside a checkpoint's weights and decides what they compute, and how texts become tokens."""
+CONFIGURATION = re.compile(
+    r".*(config|token|vocab|merges|spiece|sentencepiece|modules).*\.(json|txt|model)", re.IGNORECASE
+)
+"""Names of what lies beside a checkpoint's weights and decides what they compute, and how texts become tokens."""
 
 
 class Beside(Generic[T]):
@@ -96,7 +99,7 @@ def fingerprint_checkpoint(checkpoint: Checkpoint) -> Fingerprints:
         values |= {
             path.name: sha256_file(path)
             for path in sorted(checkpoint.folder.iterdir())
-            if path.suffix in CONFIGURATION and path.name not in WRITTEN_BY_SAPP and path.is_file()
+            if CONFIGURATION.fullmatch(path.name) and path.is_file()
         }
     return Fingerprints(values)
 

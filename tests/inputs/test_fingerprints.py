@@ -4,12 +4,15 @@ import hashlib
 import importlib
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.errors import CheckpointError, DataError
 from sapp_cli.inputs import fingerprints
 from sapp_cli.inputs.code_files import code_files, installed_version
-from sapp_cli.inputs.fingerprints import Beside, fingerprint_code, fingerprint_files
+from sapp_cli.inputs.fingerprints import Beside, fingerprint_checkpoint, fingerprint_code, fingerprint_files
 from sapp_cli.recipe.schema import Recipe, comparable
 
 
@@ -118,6 +121,16 @@ def test_the_teacher_s_files_count(tmp_path):
     put(tmp_path, t_safetensors="weights")
     found = fingerprint_files(recipe(objective={"distill": {"teacher": f"{tmp_path}/t.safetensors"}}))
     assert found.values == {"objective.distill.teacher/t.safetensors": sha256("weights")}
+
+
+def test_configuration_and_tokenizer_count_and_notes_beside_them_do_not(tmp_path):
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    names = ("config.json", "tokenizer.json", "vocab.txt", "merges.txt", "spiece.model", "preprocessor_config.json")
+    for name in (*names, "notes.txt", "results.json", "README.md"):
+        (tmp_path / name).write_text("{}")
+    found = fingerprint_checkpoint(open_checkpoint(tmp_path))
+    weights = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    assert found.values == {"model.safetensors": weights, **dict.fromkeys(names, sha256("{}"))}
 
 
 NET = """
