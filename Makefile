@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 ENCODER := runs/minilm
 
-.PHONY: demo test check fix setup docs release-check sentences encoder fuzz bench bench-sparse-phases bench-cuda bench-reading bench-training predictions evidence clean
+.PHONY: demo test check fix setup docs release-check sentences encoder fuzz kill bench bench-sparse-phases bench-cuda bench-reading bench-training predictions evidence clean
 
 setup: $(READY)
 
@@ -58,6 +58,10 @@ encoder: $(READY) sentences
 # Damaged and hostile checkpoints by the thousand.
 fuzz: $(READY)
 	$(BIN)/python scripts/fuzz_checkpoint.py --mutations 10000
+
+# `sapp prune --overwrite` killed at every call that changes a name; OUT must stay whole.
+kill: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.kill_overwrite
 
 # The block-sparse kernels against every other way, 70 to 99 %; nothing else should run meanwhile.
 bench: $(READY)

@@ -116,12 +116,14 @@ def compare(
     from sapp_cli.cli.console import stdout
     from sapp_cli.cli.notes import describe
     from sapp_cli.comparing.cells import Budget, Store
+    from sapp_cli.comparing.files import check_files
     from sapp_cli.errors import UsageError
 
     check_order(checkpoint, recipe)
     check_place(out, checkpoint)
     if is_output(out):
         raise UsageError(f"{out}: is an output of `sapp prune`; give another folder with -o for the comparison")
+    check_files(out)
     variants = _variants(methods, method_sets or [])
     flags = {
         "train.steps": ("--steps", steps),

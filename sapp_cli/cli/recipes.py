@@ -48,7 +48,7 @@ def copy(
     destination: Annotated[
         Path, typer.Argument(metavar="DESTINATION", help="Folder, or name of the new .yaml file.")
     ] = Path(),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier copies that are there.")] = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
@@ -83,7 +83,9 @@ def init(
             show_default=False,
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a recipe that is there, if sapp wrote it.")
+    ] = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
@@ -94,16 +96,16 @@ def init(
     sapp recipes init ./my-model -o my-recipe.yaml
     sapp plan ./my-model -r my-recipe.yaml
     """
+    from sapp_cli.checkpoint.given_file import check_given, write_given
     from sapp_cli.checkpoint.source import open_checkpoint
-    from sapp_cli.checkpoint.write import disk_errors, replacing, require_folder
     from sapp_cli.errors import UsageError
-    from sapp_cli.recipe.shipped import NAMES_SCHEMA, schema_copies
+    from sapp_cli.recipe.shipped import NAMES_SCHEMA, recipe_kind, schema_copies
     from sapp_cli.starter import starter_recipe
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"{out}: exists already; give another name with -o, or --overwrite to replace it")
     if out is not None:
-        require_folder(out)
+        check_given(out, recipe_kind())
     describe(checkpoint, quiet, verbose)
     text = starter_recipe(open_checkpoint(checkpoint))
     written = []
@@ -111,8 +113,7 @@ def init(
         text = NAMES_SCHEMA + text
         schemas = {place: source.read_bytes() for source, place in schema_copies(out.parent).items()}
         for path, content in {out: text.encode(), **schemas}.items():
-            with disk_errors(out.parent), replacing(path) as write:
-                write(content)
+            write_given(path, content, recipe_kind())
             written.append(str(path))
     if as_json:
         print_document({"written": written, "recipe": text})

@@ -109,15 +109,17 @@ def report(
         raise typer.BadParameter("a CSV has no room for a comparison; use --json or --markdown", param_hint="--against")
     block = block_shape(block_size)
 
+    from sapp_cli.checkpoint.given_file import check_given
     from sapp_cli.checkpoint.source import open_checkpoint
-    from sapp_cli.checkpoint.write import require_folder
     from sapp_cli.cli.notes import describe, sayer
     from sapp_cli.report.inspect import layer_facts, left_out
     from sapp_cli.report.measure import measure
     from sapp_cli.report.wording import printable
 
     if html is not None:
-        require_folder(html)
+        from sapp_cli.report.page import PAGE
+
+        check_given(html, PAGE)
     describe(path, quiet, verbose)
     checkpoint = open_checkpoint(path)
     checkpoint.require_weights()

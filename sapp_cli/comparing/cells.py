@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sapp_cli.recipe.load import LoadedRecipe
     from sapp_cli.recipe.schema import Recipe
 
+CELLS_FOLDER = "cells"
 DIVERGED = TrainingError.exit_code
 OUTCOMES = (0, DIVERGED)
 """Exit codes that a second run would end with as well; after any other the cell is run again."""
@@ -189,10 +190,10 @@ class Store:
 
     def out(self, cell: Cell) -> Path:
         """OUT of the cell's run."""
-        return self.folder / "cells" / cell.name
+        return self.folder / CELLS_FOLDER / cell.name
 
     def log(self, cell: Cell) -> Path:
-        return self.folder / "cells" / f"{cell.name}.log"
+        return self.folder / CELLS_FOLDER / f"{cell.name}.log"
 
     def record(self, cell: Cell) -> Record | None:
         """The cell's record; None where there is none, or one of other settings. Raises CheckpointError for a damaged one."""
@@ -216,4 +217,4 @@ class Store:
         return record.exit_code == DIVERGED or (self.out(cell) / "manifest.json").is_file()
 
     def _path(self, cell: Cell) -> Path:
-        return self.folder / "cells" / f"{cell.name}.json"
+        return self.folder / CELLS_FOLDER / f"{cell.name}.json"

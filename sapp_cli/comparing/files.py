@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from sapp_cli.checkpoint.json_text import json_text
 from sapp_cli.checkpoint.write import disk_errors, replacing
-from sapp_cli.comparing.cells import Budget, Cell
+from sapp_cli.comparing.cells import CELLS_FOLDER, Budget, Cell
 from sapp_cli.comparing.figures import PLOTS, draw_plots
 from sapp_cli.comparing.page import html_comparison
 from sapp_cli.comparing.table import Table
+from sapp_cli.errors import UsageError
 
 JSON_FILE, CSV_FILE, MARKDOWN_FILE, HTML_FILE = (f"comparison.{ending}" for ending in ("json", "csv", "md", "html"))
 NAMES = (CSV_FILE, MARKDOWN_FILE, HTML_FILE, JSON_FILE, *PLOTS)
+
+
+def check_files(folder: Path) -> None:
+    """Raise UsageError if files with our names lie in a folder in which nothing was compared yet."""
+    taken = [name for name in NAMES if os.path.lexists(folder / name)]
+    if taken and not (folder / CELLS_FOLDER).is_dir():
+        raise UsageError(
+            f"{folder}: holds {', '.join(taken)}, which no `sapp compare` wrote there; give another folder with -o"
+        )
 
 
 def write_files(folder: Path, table: Table, cells: Sequence[Cell], budget: Budget) -> tuple[str, ...]:

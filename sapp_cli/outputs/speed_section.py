@@ -12,14 +12,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sapp_cli._version import __version__
 from sapp_cli.checkpoint.damage import damaged
+from sapp_cli.checkpoint.given_file import FileKind, check_given
 from sapp_cli.checkpoint.output import is_output, sha256_file, write_json
 from sapp_cli.checkpoint.ownership import recorded_anew
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.checkpoint.write import disk_errors, replacing
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import CheckpointError, UsageError
 from sapp_cli.report.html import HTML_FILE, with_speed
 from sapp_cli.report.run import home_of
-from sapp_cli.report.speed import BENCH_FILE, SpeedRecord, speed_of, weight_files
+from sapp_cli.report.speed import BENCH_FILE, SpeedRecord, read_speed, speed_of, weight_files
 from sapp_cli.report.wording import rate_text, size_text, time_text
 
 CARD = "README.md"
@@ -28,6 +29,16 @@ BEGIN = "<!-- sapp bench: begin {} -->"
 END = "<!-- sapp bench: end -->"
 SECTION = re.compile(r"<!-- sapp bench: begin ([0-9a-f]+) -->\n(.*?)<!-- sapp bench: end -->\n", re.DOTALL)
 BEFORE = "## How to load it"
+
+
+def _is_speed(path: Path) -> bool:
+    try:
+        return read_speed(path.parent) is not None
+    except CheckpointError:
+        return False
+
+
+SPEED = FileKind("a result of `sapp bench --save`", _is_speed)
 
 
 def saving_place(path: Path) -> Path:
@@ -39,6 +50,7 @@ def saving_place(path: Path) -> Path:
         raise UsageError(
             f"{path}: --save puts the result into an output of sapp, and this is none; take --json instead"
         )
+    check_given(home / BENCH_FILE, SPEED)
     for name in (CARD, HTML_FILE):
         if (home / name).is_file():
             _text(home / name)

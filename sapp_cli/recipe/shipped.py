@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sapp_cli.errors import UsageError
 from sapp_cli.recipe.document import read_document
 from sapp_cli.recipe.names import nearest
+
+if TYPE_CHECKING:
+    from sapp_cli.checkpoint.given_file import FileKind
 
 _ENDINGS = (".yaml", ".yml")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -93,8 +95,11 @@ def copy_recipe(name: str, destination: Path, overwrite: bool = False) -> list[P
     """Copy a recipe, and the Python files its factories name, to a folder or a .yaml file; returns what it wrote.
 
     The schema that the recipe's first line names for editors comes along, unless one is there already.
-    Raises UsageError, with nothing copied, where one of them exists and `overwrite` is not set.
+    Raises UsageError, with nothing copied, if one of them exists and `overwrite` is not set, or if it is somebody else's: what
+    sapp wrote is known by its first line.
     """
+    from sapp_cli.checkpoint.given_file import check_given, write_given
+
     given = Path(name)
     is_file_name = given.suffix in _ENDINGS and given.parent == Path() and not given.is_file()
     source = find_recipe(given.stem if is_file_name else name)  # the file's name says the same here as the recipe's
@@ -106,13 +111,34 @@ def copy_recipe(name: str, destination: Path, overwrite: bool = False) -> list[P
     existing = [copy for copy in copies.values() if copy.exists()]
     if existing and not overwrite:
         raise UsageError("\n".join(f"{path}: exists already; --overwrite replaces it" for path in existing))
+    kinds = {copy: _kind(original) for original, copy in copies.items()}
+    for copy, kind in kinds.items():
+        if copy.parent.is_dir():
+            check_given(copy, kind)
     for original, copy in copies.items():
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(original, copy)
+            write_given(copy, original.read_bytes(), kinds[copy])
         except OSError as error:
             raise UsageError(f"{copy}: cannot be written: {error.strerror or error}") from error
     return list(copies.values())
+
+
+def recipe_kind() -> FileKind:
+    """A recipe that sapp wrote, known by its first line."""
+    from sapp_cli.checkpoint.given_file import FileKind, begins_with
+
+    return FileKind("a recipe that sapp wrote", begins_with(NAMES_SCHEMA.encode()))
+
+
+def _kind(original: Path) -> FileKind:
+    """An earlier copy of this file, known by its first line whatever was changed below it."""
+    from sapp_cli.checkpoint.given_file import FileKind, begins_with
+
+    if original.suffix in _ENDINGS:
+        return recipe_kind()
+    first_line, end, _ = original.read_bytes().partition(b"\n")
+    return FileKind(f"a copy of {original.name}", begins_with(first_line + end))
 
 
 def schema_copies(folder: Path) -> dict[Path, Path]:

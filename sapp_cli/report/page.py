@@ -12,10 +12,12 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sapp_cli._version import __version__
-from sapp_cli.checkpoint.write import disk_errors, replacing
+from sapp_cli.checkpoint.given_file import FileKind, head, write_given
 from sapp_cli.report.texts import comparison_cells
 from sapp_cli.report.wording import by, count_text, metric_text, percent, printable, rate_text, size_text, time_text
 
+GENERATOR = b'<meta name="generator" content="sapp '
+PAGE = FileKind("a page that sapp wrote", lambda path: GENERATOR in head(path))
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -67,9 +69,8 @@ def render(environment: Environment, template: str, **content: Any) -> str:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write the page, whole or not at all."""
-    with disk_errors(path.parent), replacing(path) as write:
-        write(page.encode())
+    """Write the page, whole or not at all. Raises UsageError if another file is there than a page of sapp."""
+    write_given(path, page.encode(), PAGE)
 
 
 def _breakable(name: str) -> Markup:

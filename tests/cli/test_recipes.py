@@ -164,6 +164,15 @@ def test_a_file_that_is_there_stays(sapp, tmp_path):
         f"error: {tmp_path / 'mine.yaml'}: exists already; give another name with -o, or --overwrite to replace it\n"
     )
     assert (tmp_path / "mine.yaml").read_text() == "mine"
+    ran = sapp(*arguments, "--overwrite")
+    assert ran.code == 2
+    assert ran.err == (
+        f"error: {tmp_path / 'mine.yaml'}: exists already and is not a recipe that sapp wrote; give another name, or move "
+        "that file elsewhere first\n"
+    )
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+    assert sapp(*arguments[:-1], tmp_path / "net.safetensors", "--overwrite").code == 2
+    (tmp_path / "mine.yaml").write_text("# yaml-language-server: $schema=recipe.schema.json\nprune: {}\n")
     assert sapp(*arguments, "--overwrite").code == 0
 
 

@@ -111,6 +111,13 @@ def test_a_copy_overwrites_only_when_told(shipped):
         copy_recipe("mlp", Path())
     assert str(caught.value) == "rows.py: exists already; --overwrite replaces it"
     assert sorted(Path().iterdir()) == [Path("rows.py")]
+    with pytest.raises(UsageError) as caught:
+        copy_recipe("mlp", Path(), overwrite=True)
+    assert str(caught.value) == (
+        "rows.py: exists already and is not a copy of rows.py; give another name, or move that file elsewhere first"
+    )
+    assert sorted(Path().iterdir()) == [Path("rows.py")]
+    Path("rows.py").write_text("def load(): ...\nchanged\n", "utf-8")
     copy_recipe("mlp", Path(), overwrite=True)
     assert Path("rows.py").read_text("utf-8") == "def load(): ...\n"
 
