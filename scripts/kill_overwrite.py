@@ -154,9 +154,8 @@ def _command(*words: str | Path) -> Job:
         from sapp_cli.cli.main import main
 
         sys.argv = ["sapp", *map(str, words)]
-        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-            sys.stdout = nowhere
-            main()
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  the process ends with it
+        main()
 
     return job
 

@@ -71,6 +71,25 @@ def _(folder: Path) -> None:
     (folder / "digits.py").write_text(NET.replace("AXES", "").replace("return self.output", cut))
 
 
+def while_training(folder: Path, action: str) -> None:
+    """The network does this in a step of training. Its checkpoint net.pt has a tensor that it does not know."""
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / "net.safetensors").items()}
+    torch.save({**tensors, "unknown": torch.arange(2e5)}, folder / "net.pt")
+    torch.save({**tensors, "unknown": torch.arange(2e5) + 1}, folder / "other.pt")
+    code = f"import os, shutil\n        if self.training:\n            {action}\n        return self.output"
+    (folder / "digits.py").write_text(NET.replace("AXES", "").replace("return self.output", code))
+
+
+@world("a state dict that is cut while the run goes on")
+def _(folder: Path) -> None:
+    while_training(folder, "os.truncate('net.pt', 70_000)")
+
+
+@world("a checkpoint that is replaced while the run goes on")
+def _(folder: Path) -> None:
+    while_training(folder, "shutil.copy('other.pt', 'b.pt'), os.replace('b.pt', 'net.pt')")
+
+
 @world("click logs that are cut while they are read")
 def _(folder: Path) -> None:
     row = "\t".join(["1"] + ["3"] * 13 + ["a"] * 26) + "\n"

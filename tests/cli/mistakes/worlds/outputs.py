@@ -49,6 +49,16 @@ def _(folder: Path) -> None:
     (folder / "mine/manifest.json").write_text('{"sapp_version": "0.1", "files": []}')
 
 
+put("a copy in the place of another file", "digits.py", "mine")
+put("a measurement in the place of another file", "out/bench.json", '{"mine": 1}')
+put("a table in the place of another file", "mine/comparison.csv", "mine")
+
+
+@world("a page in the place of a link")
+def _(folder: Path) -> None:
+    (folder / "loop.html").symlink_to("loop.html")
+
+
 put("a state of another version", ".result.sapp-run/step-000000010/state.json", '{"version": 99}')
 put("a recipe that is there", "mine.yaml", "mine")
 put("a shipped recipe that is there", "digits.yaml", "mine")
