@@ -169,7 +169,7 @@ def _scene(folder: Path, verb: str) -> Scene:
     weights["0.weight"][:16] = 0  # so that an export has blocks to leave out
     save_file(weights, folder / "net.safetensors")
     inputs = generator.normal(size=(64, 16)).astype(np.float32)
-    np.savez(folder / "rows.npz", inputs=inputs, labels=generator.integers(0, 4, 64))
+    np.savez(folder / "rows.npz", inputs=inputs, targets=generator.integers(0, 4, 64))
     (folder / "net.py").write_text(NETWORK, encoding="utf-8")
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     words: list[str | Path] = ["prune", folder / "net.safetensors", "-r", folder / "recipe.yaml", "-q"]
