@@ -89,7 +89,7 @@ def export(
         )
     with output_folder(out, path, overwrite, say) as staged:
         companions = copy_companions(home, staged) if home is not None else []
-        files = export_checkpoint(source, staged, layout, _lookup(blocks), max_shard_bytes)
+        files = export_checkpoint(source, staged, layout, _lookup(blocks), max_shard_bytes, out.absolute().parent)
         names = [file.relative_to(staged).as_posix() for file in files]
         _carry_over(home, staged)
         hashes = {name: sha256_file(staged / name) for name in names}

@@ -36,6 +36,7 @@ def export_checkpoint(
     layout: Layout,
     blocks_of: Callable[[str], Blocks | None],
     max_shard_bytes: int | None = None,
+    disk: Path | None = None,
 ) -> list[Path]:
     """Write the weights of `source` into the folder `out`: dense ones there, block-sparse ones into its folder `sparse`.
 
@@ -43,7 +44,8 @@ def export_checkpoint(
     keep their blocks. Shards are the source's, or of at most `max_shard_bytes` of dense weights. Needs memory for a few
     times the largest weight, and for the block masks. Dense to block-sparse and back gives the same bits, except that −0
     in a block without anything else becomes +0 (also in the dense file of "both": its two files agree bit for bit).
-    Returns the files. Raises CheckpointError for a damaged source, ResourceError if the disk does not take the files.
+    `disk`: the folder to name if its disk is too full; else `out`. Returns the files. Raises CheckpointError for a damaged
+    source, ResourceError if the disk does not take the files.
     """
     shards = _shards(source, max_shard_bytes)
     blocks = _block_sparse_weights(source, blocks_of)
@@ -57,7 +59,7 @@ def export_checkpoint(
     if layout != "dense":
         sparse = [_sparse_shard(source, file, names, blocks, kept) for file, names in shards]
         folders.append((out / SPARSE_FOLDER, sparse))
-    check_free_space(out.parent, sum(shard.nbytes for _, shards_out in folders for shard in shards_out))
+    check_free_space(disk or out, sum(shard.nbytes for _, shards_out in folders for shard in shards_out))
     written = []
     for folder, shards_out in folders:
         with disk_errors(out):

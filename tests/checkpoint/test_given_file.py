@@ -9,6 +9,7 @@ import pytest
 
 from sapp_cli.checkpoint.given_file import FileKind, begins_with, check_given, write_given
 from sapp_cli.checkpoint.ownership import check_ownership, is_recorded
+from sapp_cli.checkpoint.tensor_file import FileIdentity
 from sapp_cli.errors import UsageError
 from tests.checkpoint.outputs import an_output, write
 
@@ -16,10 +17,10 @@ NOTE = FileKind("a note of sapp", begins_with(b"sapp: "))
 
 
 def refusal(path: Path) -> str:
-    before = path.lstat()
+    before = FileIdentity.of(path.lstat())
     with pytest.raises(UsageError) as caught:
         write_given(path, b"sapp: new", NOTE)
-    assert path.lstat() == before
+    assert FileIdentity.of(path.lstat()) == before
     with pytest.raises(UsageError, match="; "):
         check_given(path, NOTE)
     return str(caught.value).removeprefix(f"{path}: ")

@@ -76,7 +76,7 @@ def test_a_name_that_is_not_utf8(tmp_path: Path, source: Path) -> None:
     assert json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"].keys() == {"n\\xff"}
     check_ownership(out, source)
     (out / name).write_text("mine")
-    assert refusal(out, source) == "'n\\udcff' (changed since sapp wrote it)"
+    assert refusal(out, source) == "'n\\xff' (changed since sapp wrote it)"
 
 
 def test_an_earlier_output(tmp_path: Path, source: Path) -> None:
