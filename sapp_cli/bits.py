@@ -21,12 +21,24 @@ TORCH_DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 """The names of safetensors."""
+if hasattr(torch, "float8_e8m0fnu"):  # from torch 2.7 on
+    TORCH_DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
-_WITHOUT_NUMPY_TYPE = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
+_WITHOUT_NUMPY_TYPE = {
+    dtype: torch.int16 if name == "BF16" else torch.uint8
+    for name, dtype in TORCH_DTYPES.items()
+    if name == "BF16" or name.startswith("F8")
+}
 """Floats that NumPy does not know -> the integers of their width that torch and NumPy share."""
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -12,14 +11,14 @@ from sapp_cli.checkpoint.block_sparse import Mask, decode, encode, from_matrix, 
 from sapp_cli.checkpoint.block_sparse_file import WITHOUT_BLOCKS, block_sparse_metadata, block_sparse_out
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits
 from sapp_cli.checkpoint.output import check_free_space
+from sapp_cli.checkpoint.output_shards import STEM, OutputShard, output_shards
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.checkpoint.statistics import block_statistics
-from sapp_cli.checkpoint.write import ShardOut, TensorOut, disk_errors, shard_by_size, write_sharded
+from sapp_cli.checkpoint.write import ShardOut, TensorOut, disk_errors, write_sharded
 from sapp_cli.grid import BlockGrid, MatrixLayout
 
 Layout: TypeAlias = Literal["dense", "bsr", "both"]
 Blocks: TypeAlias = tuple[MatrixLayout, BlockGrid]
-STEM = "model"
 SPARSE_FOLDER = "sparse"
 SLAB_BYTES = 16 << 20
 
@@ -47,7 +46,7 @@ def export_checkpoint(
     `disk`: the folder to name if its disk is too full; else `out`. Returns the files. Raises CheckpointError for a damaged
     source, ResourceError if the disk does not take the files.
     """
-    shards = _shards(source, max_shard_bytes)
+    shards = output_shards(source, max_shard_bytes, partial(_dense_bytes, source))
     blocks = _block_sparse_weights(source, blocks_of)
     kept: dict[str, Mask] = {}
     if layout != "dense":
@@ -55,9 +54,9 @@ def export_checkpoint(
     folders: list[tuple[Path, list[ShardOut]]] = []
     if layout != "bsr":
         zeroed = {name: blocks[name] for name in kept}
-        folders.append((out, [_dense_shard(source, file, names, zeroed) for file, names in shards]))
+        folders.append((out, [_dense_shard(source, shard, zeroed) for shard in shards]))
     if layout != "dense":
-        sparse = [_sparse_shard(source, file, names, blocks, kept) for file, names in shards]
+        sparse = [_sparse_shard(source, shard, blocks, kept) for shard in shards]
         folders.append((out / SPARSE_FOLDER, sparse))
     check_free_space(disk or out, sum(shard.nbytes for _, shards_out in folders for shard in shards_out))
     written = []
@@ -78,50 +77,32 @@ def _block_sparse_weights(source: Checkpoint, blocks_of: Callable[[str], Blocks 
     return found
 
 
-def _shards(source: Checkpoint, max_shard_bytes: int | None) -> list[tuple[str, list[str]]]:
-    """(file name, logical names) of every file to be written."""
-    names = source.dense_names()
-    if max_shard_bytes is not None:
-        return shard_by_size({name: _dense_bytes(source, name) for name in names}, max_shard_bytes, STEM)
-    if len(source.files) == 1:
-        return [(f"{STEM}.safetensors", names)]
-    found: dict[str, list[str]] = {_shard_name(file.path.name): [] for file in source.files}
-    for name in names:
-        found[_shard_name(source.file(name).path.name)].append(name)
-    return list(found.items())
-
-
-def _shard_name(file: str) -> str:
-    """The source's name for a shard, with the name of the format: pytorch_model-1-of-2.bin -> model-1-of-2.safetensors."""
-    return re.sub(r"^pytorch_model\b", STEM, Path(file).stem) + ".safetensors"
-
-
 def _dense_bytes(source: Checkpoint, name: str) -> int:
     return TensorOut(name, source.dtype(name), source.shape(name), list).nbytes
 
 
-def _ties(source: Checkpoint, names: Sequence[str]) -> dict[str, str]:
-    return {alias: stored for alias, stored in source.tied.items() if stored in set(names)}
-
-
-def _dense_shard(source: Checkpoint, file: str, names: Sequence[str], zeroed: Mapping[str, Blocks]) -> ShardOut:
+def _dense_shard(source: Checkpoint, shard: OutputShard, zeroed: Mapping[str, Blocks]) -> ShardOut:
+    """Each name with its own entries, those of a tied weight as well: `load_state_dict` of any library wants them all."""
     tensors = []
-    for name in names:
-        data: Callable[[], Bits | Iterator[Bits]] = partial(source.dense_array, name)
-        if name in source.block_sparse:
+    for name in shard.names:
+        stored = source.tied.get(name, name)
+        data: Callable[[], Bits | Iterator[Bits]] = partial(source.dense_array, stored)
+        if stored in source.block_sparse:
             pass
-        elif name in zeroed:
-            data = partial(_with_plain_zeros, source, name, *zeroed[name])
+        elif stored in zeroed:
+            data = partial(_with_plain_zeros, source, stored, *zeroed[stored])
         else:
-            data = partial(_slabs, source, name)
+            data = partial(_slabs, source, stored)
         tensors.append(TensorOut(name, source.dtype(name), source.shape(name), data))
-    return ShardOut(file, tensors, _metadata(source, names))
+    return ShardOut(shard.file, tensors, shard.metadata)
 
 
 def _sparse_shard(
-    source: Checkpoint, file: str, names: Sequence[str], blocks: Mapping[str, Blocks], kept: Mapping[str, Mask]
+    source: Checkpoint, shard: OutputShard, blocks: Mapping[str, Blocks], kept: Mapping[str, Mask]
 ) -> ShardOut:
+    """Each weight once; its further names are in the metadata."""
     tensors: list[TensorOut] = []
+    names = [name for name in shard.names if name not in source.tied]
     for name in names:
         if name in blocks:
             layout, grid = blocks[name]
@@ -131,16 +112,8 @@ def _sparse_shard(
             data = partial(_slabs, source, name)
             tensors.append(TensorOut(name, source.dtype(name), source.shape(name), data))
     here = {name: blocks[name] for name in names if name in blocks}
-    return ShardOut(file, tensors, {**_metadata(source, names), **block_sparse_metadata(here, _ties(source, names))})
-
-
-def _metadata(source: Checkpoint, names: Sequence[str]) -> dict[str, str]:
-    """The source's own metadata for these weights, and their ties."""
-    found = {"format": "pt"}
-    for file in dict.fromkeys(source.file(name) for name in names):
-        found.update({key: value for key, value in file.metadata.items() if not key.startswith("sapp_")})
-    tied = block_sparse_metadata({}, _ties(source, names)).get("sapp_tied")
-    return found if tied is None else {**found, "sapp_tied": tied}
+    tied = {alias: source.tied[alias] for alias in shard.names if alias in source.tied}
+    return ShardOut(shard.file, tensors, {**shard.metadata, **block_sparse_metadata(here, tied)})
 
 
 def _slabs(source: Checkpoint, name: str) -> Iterator[Bits]:

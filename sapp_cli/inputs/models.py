@@ -71,9 +71,7 @@ def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
             f"{checkpoint.path}: nothing says how to build this model: there is no Hugging Face config.json beside it. "
             "Name a callable that returns it in the recipe: model.factory: file.py:function"
         )
-    state = {name: dense_tensor(checkpoint, name) for name in checkpoint.dense_names()}
-    for alias, stored in checkpoint.tied.items():
-        state.setdefault(alias, state[stored])
+    state = dense_state(checkpoint)
     built = build(state)
     names = _map_names(checkpoint, built, state, build)
     dtypes = {names[name]: TORCH_DTYPES[checkpoint.dtype(name)] for name in state if name in names}
@@ -96,6 +94,16 @@ def dense_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     if dtype.is_floating_point:
         return torch.from_numpy(np.array(checkpoint.dense_float32(name)))
     return from_bits(checkpoint.dense_array(name), checkpoint.dtype(name))
+
+
+def dense_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """{name: `dense_tensor`} of the checkpoint, aliases included; without those of dtypes that torch does not have."""
+    names = [name for name in checkpoint.dense_names() if checkpoint.dtype(name) in TORCH_DTYPES]
+    state = {name: dense_tensor(checkpoint, name) for name in names}
+    for alias, stored in checkpoint.tied.items():
+        if stored in state:
+            state.setdefault(alias, state[stored])
+    return state
 
 
 def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[str, Tensor]) -> Built:
@@ -270,7 +278,8 @@ def origins(state: Mapping[str, Tensor], build: Callable[[Mapping[str, Tensor]],
     """
     marks = {name: torch.full_like(tensor, 1 + index) for index, (name, tensor) in enumerate(state.items())}
     marked = build(marks).model.state_dict()
-    marked_as = {name: tensor.flatten()[0].item() for name, tensor in marked.items() if _is_constant(tensor)}
+    constant = {name: tensor for name, tensor in marked.items() if not tensor.is_complex() and _is_constant(tensor)}
+    marked_as = {name: tensor.flatten()[0].item() for name, tensor in constant.items()}
     by_mark = {float(1 + index): name for index, name in enumerate(state)}
     return {name: by_mark[float(mark)] for name, mark in marked_as.items() if float(mark) in by_mark}
 
@@ -308,10 +317,16 @@ def _are_behind(wrapper: str, missing: set[str], unknown: set[str]) -> bool:
 
 
 def _shape_problems(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    return [
+    known = {name: tensor for name, tensor in wanted.items() if name in state}
+    shapes = [
         f"'{name}' is {tuple(state[name].shape)}, the model wants {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
+        for name, tensor in known.items()
+        if state[name].shape != tensor.shape
+    ]
+    return shapes + [
+        f"'{name}' is of {state[name].dtype}, the model wants {tensor.dtype}"
+        for name, tensor in known.items()
+        if state[name].is_complex() != tensor.is_complex()
     ]
 
 

@@ -21,11 +21,12 @@ from sapp_cli.bits import TORCH_DTYPES, to_bits
 from sapp_cli.checkpoint.block_sparse import Mask, gather, kept_blocks, to_matrix
 from sapp_cli.checkpoint.block_sparse_file import block_sparse_metadata, block_sparse_out
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits
+from sapp_cli.checkpoint.output_shards import OutputShard, output_shards
 from sapp_cli.checkpoint.source import Checkpoint
-from sapp_cli.checkpoint.write import ShardOut, TensorOut, shard_by_size, write_sharded
+from sapp_cli.checkpoint.write import ShardOut, TensorOut, write_sharded
 from sapp_cli.errors import TrainingError
 from sapp_cli.grid import BlockGrid, MatrixLayout
-from sapp_cli.inputs.models import LoadedModel
+from sapp_cli.inputs.models import LoadedModel, dense_tensor
 from sapp_cli.layers import AttachedLayer
 
 Layout = Literal["both", "dense", "bsr"]
@@ -79,8 +80,8 @@ class PrunedWeights:
     def write_dense(self, folder: Path, max_shard_bytes: int | None) -> list[Path]:
         """model.safetensors, or the source's shards and their index; zeros in place. The files written."""
         shards = [
-            ShardOut(file, [self._dense(name) for name in names], {"format": "pt", **metadata})
-            for file, names, metadata in self._shards(max_shard_bytes)
+            ShardOut(shard.file, [self._dense(name) for name in shard.names], shard.metadata)
+            for shard in self._shards(max_shard_bytes)
         ]
         return write_sharded(folder, "model", shards, self._checkpoint.index_metadata)
 
@@ -92,17 +93,17 @@ class PrunedWeights:
         aliases = {names[0]: names[1:] for names in self._block_sparse_names().values()}
         dropped = {alias for others in aliases.values() for alias in others}
         shards = []
-        for file, names, metadata in self._shards(max_shard_bytes):
+        for shard in self._shards(max_shard_bytes):
             tensors: list[TensorOut] = []
-            for name in names:
+            for name in shard.names:
                 if name in self._block_sparse and name not in dropped:
                     tensors += self._triple(self._block_sparse[name])
                 elif name not in dropped:
                     tensors.append(self._dense(name))
-            here = {name: self._block_sparse[name] for name in names if name in aliases}
+            here = {name: self._block_sparse[name] for name in shard.names if name in aliases}
             weights = {name: (weight.layout, weight.grid) for name, weight in here.items()}
             tied = {alias: name for name in here for alias in aliases[name]}
-            shards.append(ShardOut(file, tensors, {**metadata, **block_sparse_metadata(weights, tied)}))
+            shards.append(ShardOut(shard.file, tensors, {**shard.metadata, **block_sparse_metadata(weights, tied)}))
         folder.mkdir(parents=True, exist_ok=True)
         return write_sharded(folder, "model", shards, self._checkpoint.index_metadata)
 
@@ -114,38 +115,13 @@ class PrunedWeights:
         return found
 
     def _names(self) -> Iterator[str]:
-        for _, names, _ in self._shards(None):
-            yield from names
+        for shard in self._shards(None):
+            yield from shard.names
 
-    def _shards(self, max_shard_bytes: int | None) -> list[tuple[str, list[str], Mapping[str, str]]]:
-        """(file, logical names, metadata): the source's shards, or new ones of at most so many bytes.
-
-        Aliases of a tied weight follow it; weights that the source lacked come at the end of the last shard.
-        """
-        source = self._checkpoint
-        part_of = {part: entry.name for entry in source.block_sparse.values() for part in entry.tensor_names}
-        aliases: dict[str, list[str]] = {}
-        for alias, stored in source.tied.items():
-            aliases.setdefault(stored, []).append(alias)
-        shards: list[tuple[str, list[str], Mapping[str, str]]] = []
-        for index, file in enumerate(source.files):
-            stored_names = dict.fromkeys(part_of.get(name, name) for name in file.tensors)
-            names = [name for stored in stored_names for name in (stored, *aliases.get(stored, ()))]
-            metadata = {key: value for key, value in file.metadata.items() if not key.startswith("sapp_")}
-            shards.append((self._file_name(index), names, metadata))
-        shards[-1][1].extend(self._loaded.added)
-        if max_shard_bytes is None:
-            return shards
-        sizes = {name: self._dense(name).nbytes for _, names, _ in shards for name in names}
-        return [(file, names, shards[0][2]) for file, names in shard_by_size(sizes, max_shard_bytes)]
-
-    def _file_name(self, index: int) -> str:
-        """The source's own where it is a shard's; pickled state dicts become safetensors."""
-        files = self._checkpoint.files
-        if len(files) == 1:
-            return "model.safetensors"
-        own = files[index].path
-        return own.name if own.suffix == ".safetensors" else f"model-{index + 1:05}-of-{len(files):05}.safetensors"
+    def _shards(self, max_shard_bytes: int | None) -> list[OutputShard]:
+        return output_shards(
+            self._checkpoint, max_shard_bytes, lambda name: self._dense(name).nbytes, self._loaded.added
+        )
 
     def _model_name(self, name: str) -> str:
         return self._loaded.names.get(name, name if name in self._loaded.added else "")
@@ -166,7 +142,23 @@ class PrunedWeights:
 
     def _bits(self, name: str) -> Bits:
         """The tensor as it will be stored; raises TrainingError for a value its dtype cannot hold."""
-        return to_bits(cast(self._state[self._model_name(name)], self._dtype(name), name))
+        tensor = self._state[self._model_name(name)]
+        if self._is_as_it_came(name, tensor):
+            return self._checkpoint.dense_array(name)
+        return to_bits(cast(tensor, self._dtype(name), name))
+
+    def _is_as_it_came(self, name: str, tensor: Tensor) -> bool:
+        """True for a tensor that training did not change and that its way through float32 or a cast would.
+
+        Float64 is rounded in float32, and `cast` refuses what is not finite, such as the -inf of a mask.
+        """
+        if name in self._loaded.added or self._model_name(name) in self._layers or not tensor.is_floating_point():
+            return False
+        if not DTYPES[self._dtype(name)].wide and bool(tensor.isfinite().all()):
+            return False
+        source = dense_tensor(self._checkpoint, name)
+        here = tensor.detach().to("cpu", torch.float32)
+        return here.shape == source.shape and torch.equal(here.view(torch.int32), source.view(torch.int32))
 
     def _dense(self, name: str) -> TensorOut:
         model_name = self._model_name(name)

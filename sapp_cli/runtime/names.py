@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.errors import CheckpointError
-from sapp_cli.inputs.models import built_by_library, candidate_names, dense_tensor, origins, same_values
+from sapp_cli.inputs.models import built_by_library, candidate_names, dense_state, origins, same_values
 from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.linear import BlockSparseLinear
 from sapp_cli.runtime.saved_state import BLOCKS, ELSEWHERE, stored_shape
@@ -131,9 +131,7 @@ def from_transformers(model: nn.Module) -> bool:
 
 def _by_library(checkpoint: Checkpoint, model: Any) -> tuple[Fit, list[str]] | None:
     """What the library does when it loads the checkpoint, and what is missing; None where that is more than a head."""
-    state = {name: dense_tensor(checkpoint, name) for name in checkpoint.dense_names()}
-    for alias, stored in checkpoint.tied.items():
-        state.setdefault(alias, state[stored])
+    state = dense_state(checkpoint)
 
     def build(state: Mapping[str, Tensor]) -> Any:
         return built_by_library(checkpoint, type(model), copy.deepcopy(model.config), state)

@@ -153,16 +153,20 @@ def test_ties_and_pickled_shards(tmp_path: Path) -> None:
     source = open_checkpoint(source_folder)
     out.mkdir()
     export_checkpoint(source, out, "both", blocks_of(source))
-    for place in (out, out / "sparse"):
-        exported = open_checkpoint(place)
-        check_same(exported, source)
-        assert exported.tied == {"head": "linear.weight"}
+    dense, sparse = open_checkpoint(out), open_checkpoint(out / "sparse")
+    assert (dense.dense_names(), dense.tied) == (["linear.weight", "head", "bias"], {})
+    check_same(sparse, source)
+    for exported in (dense, sparse):
         assert exported.dense_array("head").tolist() == np.eye(6).tolist()
         assert [name for name, _ in exported.shards] == [
             "model-00001-of-00002.safetensors",
             "model-00002-of-00002.safetensors",
         ]
-    assert open_checkpoint(out / "sparse").block_sparse["linear.weight"].kept == 4
+    assert sparse.block_sparse["linear.weight"].kept == 4
+    again = tmp_path / "again"
+    again.mkdir()
+    export_checkpoint(sparse, again, "dense", lambda name: None)
+    assert open_checkpoint(again).dense_names() == dense.dense_names()
 
 
 def test_memory_is_bounded_by_the_largest_weight(tmp_path: Path) -> None:
