@@ -6,6 +6,7 @@ are read by sapp's own checked readers, whatever their format; libraries only ge
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,16 +24,9 @@ from sapp_cli.errors import CheckpointError, SettingError, UsageError
 from sapp_cli.inputs.config_sizes import does_not_fit, require_layers, require_shapes, require_sizes
 from sapp_cli.inputs.heads import architecture_of
 from sapp_cli.inputs.hugging_face import offline_transformers
+from sapp_cli.inputs.wrapped_names import may_be_wrapped, unwrapped, wrapper_of
 from sapp_cli.recipe.factory import call_factory, load_factory
 from sapp_cli.recipe.schema import ModelSection
-
-WRAPPERS = {
-    "module.": "it was saved from a model wrapped by DataParallel or DistributedDataParallel",
-    "_orig_mod.": "it was saved from a model compiled by torch.compile",
-    "model.": "it was saved from a model that is part of another, such as a LightningModule",
-    "net.": "it was saved from a model that is part of another, such as a LightningModule",
-}
-"""First parts of names that wrappers add, and what does so."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,7 @@ class LoadedModel:
     names: Mapping[str, str]  # checkpoint's tensor name -> name in model.state_dict(); the others pass through verbatim
     added: tuple[str, ...]  # weights of the model that the checkpoint lacks: started at random
     dtypes: Mapping[str, torch.dtype]  # state dict name -> dtype in the checkpoint
+    wrapper: str | None = None  # what the checkpoint's names have before the model's
 
     @property
     def stored_names(self) -> dict[str, str]:
@@ -52,7 +47,8 @@ class LoadedModel:
     @property
     def description(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        return f"{type(self.model).__name__}, {count:,} parameters"
+        behind = f", in the checkpoint behind '{self.wrapper}'" if self.wrapper else ""
+        return f"{type(self.model).__name__}, {count:,} parameters{behind}"
 
 
 def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
@@ -75,7 +71,7 @@ def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
     built = build(state)
     names = _map_names(checkpoint, built, state, build)
     dtypes = {names[name]: TORCH_DTYPES[checkpoint.dtype(name)] for name in state if name in names}
-    return LoadedModel(built.model.eval(), names, tuple(sorted(built.missing)), dtypes)
+    return LoadedModel(built.model.eval(), names, tuple(sorted(built.missing)), dtypes, wrapper_of(built.plain))
 
 
 @dataclass(frozen=True)
@@ -84,6 +80,7 @@ class Built:
 
     model: nn.Module
     missing: set[str]
+    plain: dict[str, str]  # name of the state -> the same without wrappers, under which the model was given it
 
 
 def dense_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -114,6 +111,8 @@ def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[
         raise SettingError([("model.factory", problem)])
     model = model.float()
     wanted = model.state_dict()
+    plain = unwrapped(state, wanted.__contains__)
+    state = {plain[name]: tensor for name, tensor in state.items()}
     tied = _tied_names(model)
     missing = {name for name in wanted if name not in state and not any(twin in state for twin in tied.get(name, ()))}
     problems = _shape_problems(state, wanted)
@@ -121,10 +120,11 @@ def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[
     unknown = set(state) - set(wanted)
     if problems and unknown:
         problems.append(f"the model does not know: {_some(unknown)}")
-    wrapper = next((wrapper for wrapper in WRAPPERS if problems and _are_behind(wrapper, missing, unknown)), None)
-    if wrapper is not None:
+    owner = _owner(missing, unknown) if problems else None
+    if owner is not None:
         problems = [
-            f"every name in it begins with '{wrapper}': {WRAPPERS[wrapper]}; save the state dict of the model inside"
+            f"its names begin with '{owner}': it was saved from a model that holds this one; save the state dict of the "
+            "model inside, or let the factory return the whole"
         ]
     if problems:
         shown = [*problems[:8], *([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])]
@@ -132,7 +132,7 @@ def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[
             f"{checkpoint.path} does not fit the model of {section.factory}:\n" + "\n".join(f"  {p}" for p in shown)
         )
     model.load_state_dict(state, strict=False)
-    return Built(model, set())
+    return Built(model, set(), plain)
 
 
 def _class_and_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -166,6 +166,8 @@ def built_by_library(checkpoint: Checkpoint, cls: Any, config: Any, state: Mappi
 
     Raises CheckpointError if the two do not fit each other.
     """
+    plain = _plain_names(cls, config, state)
+    state = {plain[name]: tensor for name, tensor in state.items()}
     with offline_transformers():
         try:
             model, info = cls.from_pretrained(
@@ -192,7 +194,21 @@ def built_by_library(checkpoint: Checkpoint, cls: Any, config: Any, state: Mappi
         )
     names_of = partial(candidate_names, prefix=cls.base_model_prefix)
     require_layers(checkpoint, model, missing, set(info["unexpected_keys"]), names_of)
-    return Built(model.float(), missing)
+    return Built(model.float(), missing, plain)
+
+
+def _plain_names(cls: Any, config: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """{name of the state: the same without wrappers}; the class says which are its own, if any could be a wrapper's."""
+    same = {name: name for name in state}
+    if not may_be_wrapped(state):
+        return same
+    try:
+        with offline_transformers(), torch.device("meta"):
+            model = cls(copy.deepcopy(config))
+    except Exception:  # the load that follows says what is wrong
+        return same
+    known, prefix = set(model.state_dict()), model.base_model_prefix
+    return unwrapped(state, lambda name: not known.isdisjoint(candidate_names(name, prefix)))
 
 
 def _config(transformers: Any, checkpoint: Checkpoint, config: dict[str, Any]) -> Any:
@@ -249,7 +265,7 @@ def _map_names(
     prefix = getattr(model, "base_model_prefix", "")
     names = {}
     for name, tensor in state.items():
-        for candidate in candidate_names(name, prefix):
+        for candidate in candidate_names(built.plain[name], prefix):
             if candidate in known and same_values(known[candidate], tensor):
                 names[name] = candidate
                 break
@@ -311,9 +327,13 @@ def candidate_names(name: str, prefix: str) -> list[str]:
     return found if renamed is None else found + candidate_names(f"{head}.{renamed}", prefix)
 
 
-def _are_behind(wrapper: str, missing: set[str], unknown: set[str]) -> bool:
-    """True if the names a model lacks are all there, behind the wrapper's part."""
-    return bool(missing) and {f"{wrapper}{name}" for name in missing} <= unknown
+def _owner(missing: set[str], unknown: set[str]) -> str | None:
+    """What stands before the names that a model lacks, if they are all there behind it."""
+    if not missing:
+        return None
+    one = min(missing)
+    owners = [name.removesuffix(one) for name in sorted(unknown) if name.endswith(f".{one}")]
+    return next((owner for owner in owners if {f"{owner}{name}" for name in missing} <= unknown), None)
 
 
 def _shape_problems(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -21,6 +21,7 @@ from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.errors import CheckpointError, UsageError
 from sapp_cli.grid import BlockGrid
 from sapp_cli.inputs.models import dense_tensor, empty_model
+from sapp_cli.inputs.wrapped_names import inside
 from sapp_cli.layers import matrix_layout
 from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.linear import BlockSparseLinear
@@ -65,7 +66,8 @@ def load(
     `model.state_dict()`, and so `save_pretrained`, gives the dense weights, which any library reads. With `keep_blocks` it
     gives the blocks instead, which only a model that sapp has loaded reads.
 
-    Names that the model's library changes on loading are followed. What a checkpoint of a bare model lacks, a head, stays
+    Names that the model's library changes on loading are followed, and those that DataParallel, torch.compile and others that
+    hold a model add, on either side. What a checkpoint of a bare model lacks, a head, stays
     as it is in the model, with a warning.
 
     Raises CheckpointError for whatever is missing, damaged, or does not fit the model; the model is unchanged then.
@@ -90,6 +92,7 @@ def load_and_explain(
     model: nn.Module, path: str | Path, way: str | None = None, *, keep_blocks: bool = False
 ) -> dict[str, str]:
     """Do what `load` does; {name of a layer: why it stays dense although it is pruned}."""
+    model = inside(model)
     checkpoint = _sparse_one(Path(path))
     for note in checkpoint.notes:
         warnings.warn(note, stacklevel=3)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.errors import CheckpointError
 from sapp_cli.inputs.models import built_by_library, candidate_names, dense_state, origins, same_values
+from sapp_cli.inputs.wrapped_names import unwrapped, without_wrappers
 from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.linear import BlockSparseLinear
 from sapp_cli.runtime.saved_state import BLOCKS, ELSEWHERE, stored_shape
@@ -88,10 +89,13 @@ def _by_name(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, str], 
     """(Names that agree, what has another shape)."""
     state = tensors_of(model)
     prefix = getattr(model, "base_model_prefix", "")
+    own = {without_wrappers(name): name for name in state}  # a part of the model may be compiled
+    given = (*checkpoint.dense_names(), *checkpoint.tied)
+    plain = unwrapped(given, lambda name: not own.keys().isdisjoint(candidate_names(name, prefix)))
     names: dict[str, str] = {}
     problems = []
-    for name in (*checkpoint.dense_names(), *checkpoint.tied):
-        known = next((candidate for candidate in candidate_names(name, prefix) if candidate in state), None)
+    for name in given:
+        known = next((own[candidate] for candidate in candidate_names(plain[name], prefix) if candidate in own), None)
         if known is None:
             continue  # a head that this model does not have
         names[name] = known

@@ -274,7 +274,7 @@ put("a checkpoint of DeepSpeed", "model/zero_to_fp32.py", "")
 put("a distributed checkpoint", "model/__0_0.distcp", b"")
 put("a folder of checkpoints", "model/checkpoint-500/model.safetensors", frame(F32, b"0" * 16))
 put("a checkpoint's optimizer alone", "model/optimizer.pt", b"")
-changed("names of a wrapper", lambda old: {f"module.{name}": value for name, value in old.items()})
+changed("names of a wrapper", lambda old: {f"student.{name}": value for name, value in old.items()})
 changed("a checkpoint of another network", lambda old: {name: old[name] for name in ("output.weight", "output.bias")})
 settings("a configuration that the library refuses", "bert/config.json", num_attention_heads=5)
 
