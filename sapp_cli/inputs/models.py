@@ -148,7 +148,8 @@ def _class_and_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tupl
 def empty_model(checkpoint: Checkpoint) -> nn.Module:
     """The model that a Hugging Face folder's config.json names, on the meta device: shapes, and no values.
 
-    In the dtype named there, float32 if there is none, and in evaluation mode. Raises UsageError for any other checkpoint.
+    In the dtype named there, float32 if there is none, and in evaluation mode; it generates as generation_config.json says.
+    Raises UsageError for any other checkpoint.
     """
     if checkpoint.config is None or not checkpoint.config.get("model_type"):
         raise UsageError(
@@ -156,9 +157,15 @@ def empty_model(checkpoint: Checkpoint) -> nn.Module:
             "build it yourself and call sapp.load(model, OUT)"
         )
     cls, config = _class_and_config(checkpoint, checkpoint.config)
-    with offline_transformers(), torch.device("meta"):
-        model: nn.Module = cls._from_config(config, dtype=config.dtype or torch.float32)
-    return model.eval()
+    folder = checkpoint.folder or checkpoint.path
+    config.name_or_path = str(folder)
+    with offline_transformers() as transformers:
+        with torch.device("meta"):
+            model = cls._from_config(config, dtype=config.dtype or torch.float32)
+        if model.can_generate() and (folder / "generation_config.json").is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    found: nn.Module = model.eval()
+    return found
 
 
 def built_by_library(checkpoint: Checkpoint, cls: Any, config: Any, state: Mapping[str, Tensor]) -> Built:

@@ -105,11 +105,16 @@ def test_a_folder_alone_gives_its_model(made):
         torch.testing.assert_close(outputs(model), outputs(dense), rtol=1e-4, atol=1e-5)
 
 
-def test_a_folder_alone_keeps_the_dtype_that_it_names(tmp_path):
-    out = prune(make_llama(tmp_path / "source", torch.bfloat16), tmp_path / "out", min_blocks=4)
+def test_a_folder_alone_keeps_the_dtype_and_the_settings_that_it_names(tmp_path):
+    source = make_llama(tmp_path / "source", torch.bfloat16)
+    settings = json.loads((source / "generation_config.json").read_text())
+    (source / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [7, 9], "top_k": 3}))
+    out = prune(source, tmp_path / "out", min_blocks=4)
     model, theirs = sapp.load(out), everything(from_pretrained("AutoModelForCausalLM", out))
     ours = everything(model)
     assert model.dtype == torch.bfloat16
+    assert (model.generation_config.eos_token_id, model.generation_config.top_k) == ([7, 9], 3)
+    assert model.name_or_path == str(out)
     assert all(ours[name].dtype == theirs[name].dtype for name in theirs.keys() & ours.keys())
 
 
