@@ -70,10 +70,21 @@ def test_a_killed_process_locks_nothing_and_the_next_one_clears_up(out):
     assert list(out.parent.iterdir()) == []
 
 
+FORKING = """
+    import os
+    read, write = os.pipe()
+    forked = os.fork()
+    if forked == 0:
+        os.write(write, b".")
+        time.sleep(60)
+    os.read(read, 1)  # it runs
+    print(forked)
+"""
+
+
 def test_a_fork_does_not_keep_the_lock_of_its_parent(out):
     """As a worker that loads data is one: it lives on for seconds after the run was killed."""
-    forking = "import os; forked = os.fork(); print(forked, flush=True) if forked else time.sleep(60)"
-    command = [sys.executable, "-c", HOLDING.format(inside=forking), str(out)]
+    command = [sys.executable, "-c", HOLDING.format(inside=FORKING.strip()), str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         forked = int(process.stdout.readline())
         assert process.stdout.readline() == "locked\n"
