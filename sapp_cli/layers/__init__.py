@@ -1,12 +1,23 @@
 """Which weights of a model are pruned and why the others are not; masked weights in the live model; folding them."""
 
 from sapp_cli.layers.attached import AttachedLayer, attach
-from sapp_cli.layers.decisions import Layer, RuleMatches, decide_layers, is_hf_conv1d, matrix_layout, rule_matches
+from sapp_cli.layers.decisions import (
+    FROZEN,
+    Layer,
+    RuleMatches,
+    decide_layers,
+    is_hf_conv1d,
+    left_dense,
+    matrix_layout,
+    rule_matches,
+    some_names,
+)
 from sapp_cli.layers.folding import FoldedState
 from sapp_cli.layers.masked_weight import KeptBlocks, MaskedWeight
 from sapp_cli.layers.rows import held, put, rows_held, whole
 
 __all__ = [
+    "FROZEN",
     "AttachedLayer",
     "FoldedState",
     "KeptBlocks",
@@ -17,9 +28,11 @@ __all__ = [
     "decide_layers",
     "held",
     "is_hf_conv1d",
+    "left_dense",
     "matrix_layout",
     "put",
     "rows_held",
     "rule_matches",
+    "some_names",
     "whole",
 ]

@@ -21,7 +21,7 @@ from sapp_cli.core.masks import (
 )
 from sapp_cli.layers.decisions import Layer
 from sapp_cli.layers.masked_weight import KeptBlocks, MaskedWeight
-from sapp_cli.layers.rows import whole
+from sapp_cli.layers.rows import put, whole
 from sapp_cli.methods import Method
 
 
@@ -78,6 +78,16 @@ class AttachedLayer:
                 from_matrix(torch.where(spread(masked.keep, masked.grid), matrix, self.matrix), masked.layout)
             )
 
+    @torch.no_grad()
+    def leave_dense(self) -> None:
+        """From here on θ is the weight itself: what the mask made of it so far, or a frozen weight as it came."""
+        masked = self.masked
+        if (
+            self.theta.requires_grad or masked.logits is None
+        ):  # logits may have scaled a weight that was frozen meanwhile
+            put(self.theta, masked.fold(whole(self.theta)))
+        masked.dense = True
+
     def join_kept_blocks(self) -> None:
         """Train θ as a whole again."""
         self.settle()
@@ -113,7 +123,7 @@ def _forward_of_linear(module: nn.Linear, x: Tensor) -> Tensor:
     """`nn.Linear.forward` of a module whose weight is masked, without a masked weight in memory where that is faster."""
     parametrizations: Any = module.parametrizations["weight"]  # type: ignore[index]
     masked, theta = parametrizations[0], parametrizations.original
-    alone = len(parametrizations) == 1 and masked.kept is None and masked.round_to is None
+    alone = len(parametrizations) == 1 and not masked.dense and masked.kept is None and masked.round_to is None
     compiling = torch.compiler.is_compiling()
     if not (alone and is_for(x, theta, module.bias, masked.grid)) or (compiling and not masked.streams_compiled):
         return nn.Linear.forward(module, x)

@@ -10,13 +10,16 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from sapp_cli.core.schedule import Phase
 from sapp_cli.errors import SettingError
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout, final_count
 from sapp_cli.recipe.prune_section import PruneSection, RuleSection, block_shape, exact
 
 NO_SPARSITY = "its target sparsity is 0"
+FROZEN = "frozen: requires_grad is False"
+NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Layer:
     layout: MatrixLayout | None = None  # None: not seen as a matrix
     grid: BlockGrid | None = None
     sparsity: Fraction | None = None  # target, of blocks; pruned layers only
+    frozen: bool = False  # no gradient is asked for: its values never change
+    constant: str | None = None  # what is known of a weight whose values are all equal
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,16 +65,40 @@ def decide_layers(
     unmatched = [rule for rule in settings.rules if not any(_matches(rule, weight) for weight in weights)]
     if unmatched:
         raise SettingError([_unmatched(settings, rule, weights) for rule in unmatched])
-    layers = [_decide(weight, settings) for weight in weights]
+    layers = [_known(_decide(weight, settings), settings) for weight in weights]
     if not any(layer.pruned for layer in layers):
-        reasons = Counter(layer.reason for layer in layers if layer.prunable)
-        why = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
-        advice = "take a smaller prune.block_size or prune.min_blocks, or change prune.rules"
-        if NO_SPARSITY in reasons:
-            advice = "raise prune.sparsity, or change prune.rules"
-        problem = f"no layer would be pruned: {why or 'the model has no Linear or convolution weight'}; {advice}"
-        raise SettingError([("prune", problem)])
+        raise SettingError([("prune", _nothing_pruned(layers))])
     return layers
+
+
+def _nothing_pruned(layers: Sequence[Layer]) -> str:
+    """Why no layer would be pruned, and what to change."""
+    frozen = [layer.stored for layer in layers if layer.reason.startswith(FROZEN)]
+    if frozen:
+        return (
+            f"all pruned weights are frozen (requires_grad is False): {some_names(frozen)}; set requires_grad_(True) where "
+            "the model is made, or change prune.rules"
+        )
+    reasons = Counter(layer.reason for layer in layers if layer.prunable)
+    why = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
+    advice = "take a smaller prune.block_size or prune.min_blocks, or change prune.rules"
+    if NO_SPARSITY in reasons:
+        advice = "raise prune.sparsity, or change prune.rules"
+    elif any(layer.constant and layer.reason.startswith(layer.constant) for layer in layers):
+        advice = "start from a trained checkpoint, or give prune.phases a dense start"
+    return f"no layer would be pruned: {why or 'the model has no Linear or convolution weight'}; {advice}"
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are: "a, b, c, d and 3 more"."""
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def left_dense(layer: Layer, why: str) -> Layer:
+    """The layer that would be pruned, left dense instead; a rule that asks for it is named."""
+    rule = f"; {layer.reason.partition(';')[0]} has no effect" if layer.reason.startswith("rule ") else ""
+    return replace(layer, pruned=False, sparsity=None, reason=f"{why}{rule}")
 
 
 @dataclass(frozen=True)
@@ -115,6 +144,8 @@ def _weights(model: nn.Module, stored_names: Mapping[str, str]) -> Iterator[Laye
             pruned=False,
             reason="",
             layout=layout,
+            frozen=not weight.requires_grad,
+            constant=_constant(weight),
         )
 
 
@@ -169,6 +200,31 @@ def _decide(weight: Layer, settings: PruneSection) -> Layer:
     if int(grid.count * (1 - sparsity)) < 1:
         reason += f"; one block stays: {float(sparsity):g} of {grid.count} blocks would leave none"
     return replace(weight, pruned=True, grid=grid, sparsity=sparsity, reason=reason)
+
+
+def _known(layer: Layer, settings: PruneSection) -> Layer:
+    """The decision with what the weight's values say of it before the first step: what has no ranking is not pruned."""
+    if not layer.pruned:
+        return layer
+    if layer.frozen:
+        return left_dense(layer, FROZEN)
+    if layer.constant is None or settings.lock_zero_blocks:
+        return layer
+    if settings.settings.spans(settings.timetable)[0].phase is Phase.DENSE:
+        return replace(
+            layer, reason=f"{layer.reason}; {layer.constant} so far: stays dense unless training changes them"
+        )
+    return left_dense(layer, layer.constant)
+
+
+def _constant(weight: Tensor) -> str | None:
+    """What makes it impossible to rank the blocks of a weight by norm; None unless all its values are equal."""
+    if weight.is_meta or not weight.numel():
+        return None
+    some = weight.detach()[0].flatten()
+    if not bool((some == some[0]).all()) or not bool((weight == some[0]).all()):
+        return None
+    return "its values are all equal" if bool(some[0]) else "its values are all zero"
 
 
 def _first_set(setting: object, default: object) -> Any:

@@ -53,6 +53,7 @@ class MaskedWeight(nn.Module):
         self.sparsity = sparsity
         self.density = float(1 - sparsity)  # exact fractions take their time
         self.encoded = False
+        self.dense = False  # True once the layer is left dense: θ is the weight itself
         self.workspace = Workspace()
         self.seen = SeenGradient()
         self.streams_compiled = False  # what is compiled calls an operator for the product (`masked_linear_operator`)
@@ -74,6 +75,8 @@ class MaskedWeight(nn.Module):
         return self.keep.float() if scale is None else scale * self.keep
 
     def forward(self, theta: Tensor) -> Tensor:
+        if self.dense:
+            return theta if self.round_to is None else theta.to(self.round_to).to(theta.dtype)
         matrix = as_matrix(theta, self.layout)
         if self.kept is not None and self.round_to is None:  # while it is set, θ is up to date (`Pruner.rounded`)
             # Whoever asks for the whole weight gets it, and its gradient reaches the blocks.
@@ -94,7 +97,12 @@ class MaskedWeight(nn.Module):
 
     @torch.no_grad()
     def fold(self, theta: Tensor) -> Tensor:
-        """The weight as it is exported, in fp32: pruned blocks are +0 (w·0 would give −0, or NaN for an infinite w)."""
+        """The weight as it is exported, in fp32: pruned blocks are +0 (w·0 would give −0, or NaN for an infinite w).
+
+        That of a layer that is left dense is θ as it stands.
+        """
+        if self.dense:
+            return theta
         matrix = as_matrix(theta.float(), self.layout)
         matrix = scale_blocks(matrix, self.block_scale(matrix), self.grid)
         matrix = torch.where(spread(self.keep, self.grid), matrix, 0.0)

@@ -64,7 +64,10 @@ class SequentialAttention(Method):
         if self.score == "norm":
             return block_norms(theta, state.grid)
         scores = attention(state.logits)
-        return scores if self.score == "attention" else scores * block_norms(theta, state.grid)
+        # In a schedule without a dense start the logits are untrained at the first selection, and A says nothing.
+        if self.score == "attention" and bool((scores != scores.flatten()[0]).any()):
+            return scores
+        return scores * block_norms(theta, state.grid)
 
     @torch.no_grad()
     def begin(self, moment: Moment, theta: Tensor, state: BlockState, before: Tensor) -> None:

@@ -54,7 +54,7 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path) -> Plan:
     steps = schedule.steps if schedule else LONG_ENOUGH
     if settings.train.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
-    pruner = Pruner(loaded.model, settings.prune, steps, loaded.stored_names, costs)
+    pruner = Pruner(loaded.model, settings.prune, steps, loaded.stored_names, costs, notice=lambda _: None)
     memory, process = dict(made.memory), 0
     if settings.train.device == "cpu" or not torch.cuda.is_available():
         import sapp_cli.pipeline.prune  # noqa: F401 - what a run has loaded, counts

@@ -141,7 +141,8 @@ def prune(
         dense = {} if in_pieces else _dense_metrics(run, teacher, state, watcher)
         if settings.train.gradient_checkpointing:
             checkpoint_gradients(model)
-        pruner = Pruner(model, settings.prune, steps, run.loaded.stored_names, costs.blocks)
+        names = run.loaded.stored_names
+        pruner = Pruner(model, settings.prune, steps, names, costs.blocks, notice=watcher.say)
         if in_pieces:  # and evaluated only now, with masks that let everything through: whole it may fit on no card
             shard(model, accelerator)
             dense = _dense_metrics(run, teacher, state, watcher)

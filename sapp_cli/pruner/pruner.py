@@ -12,8 +12,10 @@ Our own loop, a user's loop and a trainer's callback all drive the same object:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,12 +26,13 @@ from sapp_cli.core.masks import attention, from_matrix
 from sapp_cli.core.schedule import Moment, Phase, ramp
 from sapp_cli.core.selection import floor_count, ramp_count, uniform
 from sapp_cli.errors import UsageError
-from sapp_cli.layers import FoldedState, attach, decide_layers, put
+from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers, left_dense, put
 from sapp_cli.methods import BlockState
 from sapp_cli.pruner.block_fisher import BlockFisher
 from sapp_cli.pruner.decisions import BUDGETS, block_costs, make_schedule
 from sapp_cli.pruner.held_blocks import HeldBlocks
 from sapp_cli.pruner.parameter_groups import logit_settings, weight_groups
+from sapp_cli.pruner.ranking import Ranking, describe_unranked, must_be_finite
 from sapp_cli.recipe.prune_section import PruneSection, exact
 
 
@@ -40,7 +43,10 @@ class Pruner:
     `costs` {layer name: the multiply-adds of one of its blocks, or with `allocation: time` its picoseconds}, integers from
     `sapp_cli.costs`. Without them and without an `allocation` in the settings, parameters are the only budget.
 
+    `notice` is called with one line when layers turn out to have no ranking; None: a Python warning says it.
+
     Attributes: `layers`, every weight with its decision; `attached`, the pruned ones in the live model; `schedule`;
+    `unranked`, the layers that keep all their blocks {name: why nothing ranks them}, known from the first selection on;
     `support`, the masks {layer name: keep} of the last sparse phase, empty before the first; `exchanged`, the share of its
     kept blocks that the sparse phase before it had not kept, None before the second; `fisher`, what `observe` has gathered.
 
@@ -55,6 +61,8 @@ class Pruner:
         steps: int,
         stored_names: Mapping[str, str] | None = None,
         costs: Mapping[str, int] | None = None,
+        *,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings if isinstance(settings, PruneSection) else PruneSection.model_validate(settings)
         self.method = self.settings.settings
@@ -67,6 +75,9 @@ class Pruner:
         self.support: dict[str, Tensor] = {}
         self.exchanged: float | None = None
         self.fisher = BlockFisher(self.attached, self.method)
+        self.ranking = Ranking()
+        self._left_dense: dict[str, AttachedLayer] = {}
+        self._notice = notice or warnings.warn
         self._held: dict[str, HeldBlocks] = {}
         self._step = 0
 
@@ -96,6 +107,11 @@ class Pruner:
     def logits(self) -> list[nn.Parameter]:
         """The trained logits of all pruned layers: a parameter group of their own in the optimizer."""
         return [layer.masked.logits for layer in self.attached.values() if layer.masked.logits is not None]
+
+    @property
+    def unranked(self) -> dict[str, str]:
+        """{layer name: why nothing ranks its blocks}; empty before the first selection."""
+        return self.ranking.unranked or {}
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -146,7 +162,7 @@ class Pruner:
             layer.masked.seen.forget()
         moment = self.schedule.at(step)
         self._step = step
-        if optimizer is not None and self.observes:
+        if optimizer is not None and (self.observes or self.ranking.unranked is None):
             self.fisher.watch(optimizer, lambda: self.observe(self._step))
         if moment.begins:
             self._begin(moment)
@@ -166,12 +182,13 @@ class Pruner:
 
     @torch.no_grad()
     def observe(self, step: int) -> None:
-        """Gather the gradients of step `step` where the score is `fisher`; nothing otherwise, nor in a sparse phase.
+        """See which layers the gradients of step `step` reach, until the first selection; for score `fisher` gather them.
 
         An optimizer that `step` was given does it by itself, with gradients that may have been clipped: one factor for all
         layers. Or call it after the whole step's backward, when the gradients are those of its mean loss over all batches and
         processes. A pruned block keeps what was gathered until it was pruned.
         """
+        self.ranking.look(self.attached)
         if self.observes and self.schedule.at(step).phase is not Phase.SPARSE:
             self.fisher.gather(step)
 
@@ -197,8 +214,12 @@ class Pruner:
         masks: Mapping[str, Tensor],
         support: Mapping[str, Tensor] | None = None,
         fisher: Mapping[str, Tensor] | None = None,
+        ranking: Ranking | None = None,
     ) -> None:
         """Go on from a saved run: the model's state is loaded already; the rest was that of then."""
+        self.ranking = ranking or Ranking()
+        for name, why in self.unranked.items():
+            self._keep_all_blocks(name, why)
         for name, keep in self.masks.items():
             keep.copy_(masks[name])
         self.fisher.restore(fisher or {})
@@ -209,14 +230,14 @@ class Pruner:
     def fold(self) -> FoldedState:
         """The model's state dict under its own names, masks folded in; the live model stays as it is."""
         self.hold()
-        return FoldedState(self._model, self._names, self.attached)
+        return FoldedState(self._model, self._names, self._parametrized)
 
     @contextmanager
     def rounded(self, dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:
         """Within it the live model computes with the weights an export in `dtypes` {name: dtype} would hold."""
         self.hold()
         parameters = dict(self._model.named_parameters())
-        masked = {name: layer.masked for layer in self.attached.values() for name in layer.layer.names}
+        masked = {name: layer.masked for layer in self._parametrized.values() for name in layer.layer.names}
         kept = {}
         with torch.no_grad():
             for name, dtype in dtypes.items():
@@ -231,8 +252,13 @@ class Pruner:
             with torch.no_grad():
                 for name, value in kept.items():
                     parameters[name].copy_(value)
-            for layer in self.attached.values():
+            for layer in self._parametrized.values():
                 layer.masked.round_to = None
+
+    @property
+    def _parametrized(self) -> dict[str, AttachedLayer]:
+        """Every layer that got a masked weight, those left dense since included."""
+        return {**self.attached, **self._left_dense}
 
     def _begin(self, moment: Moment) -> None:
         before = {name: keep.clone() for name, keep in self.masks.items()}
@@ -255,7 +281,8 @@ class Pruner:
             name: ramp_count(layer.masked.sparsity, layer.masked.grid.count, share)
             for name, layer in self.attached.items()
         }
-        fewer = self.costs is not None or any(counts[name] < int(keep.sum()) for name, keep in self.masks.items())
+        ranked = {name: keep for name, keep in self.masks.items() if name not in self.unranked}
+        fewer = self.costs is not None or any(counts[name] < int(keep.sum()) for name, keep in ranked.items())
         if fewer:
             self._select(counts)
         return fewer
@@ -265,24 +292,57 @@ class Pruner:
 
         A layer that has fewer, because zero blocks are locked, keeps them all.
         """
-        scores = {}
-        for name, layer in self.attached.items():
-            score = self.method.scores(layer.matrix, self._block_state(name))
-            scores[name] = score.masked_fill(~layer.masked.keep, -torch.inf)
+        scores = {
+            name: self.method.scores(layer.matrix, self._block_state(name))
+            for name, layer in self.attached.items()
+            if name not in self.unranked
+        }
+        if self.ranking.unranked is None:
+            self._decide(scores)
+            scores = {name: score for name, score in scores.items() if name not in self.unranked}
+        must_be_finite(self.attached, scores, self._step)
+        scores = {
+            name: score.masked_fill(~self.attached[name].masked.keep, -torch.inf) for name, score in scores.items()
+        }
         if self.costs is None:
             chosen = uniform(scores, counts)
         else:
             floor = exact(self.settings.floor)
-            floors = {name: floor_count(floor, layer.layer.kept_count) for name, layer in self.attached.items()}
+            floors = {name: floor_count(floor, self.attached[name].layer.kept_count) for name in scores}
             chosen = within_budgets(scores, counts, self.costs, floors)
         for name, keep in chosen.items():
             self.attached[name].masked.keep.logical_and_(keep)
+
+    def _decide(self, scores: Mapping[str, Tensor]) -> None:
+        """The first selection: layers whose blocks nothing ranks keep them all."""
+        for name, why in self.ranking.decide(self.attached, scores, self._step).items():
+            if self.attached[name].masked.available.all():
+                self.attached[name].leave_dense()
+            self._keep_all_blocks(name, why)
+        if self.unranked:
+            stored = {layer.name: layer.stored for layer in self.layers}
+            self._notice(describe_unranked({stored[name]: why for name, why in self.unranked.items()}))
+
+    def _keep_all_blocks(self, name: str, why: str) -> None:
+        """Take a layer out of selections and budget on both sides, and out of the pruned ones unless zero blocks are locked."""
+        layer = self.attached[name]
+        if self.costs is not None:
+            self.costs.pop(name, None)
+        if layer.masked.available.all():
+            layer.masked.dense = True
+            self._left_dense[name] = self.attached.pop(name)
+            self.fisher.blocks.pop(name, None)
+            self._held.pop(name, None)
+            decided = left_dense(layer.layer, why)
+        else:
+            decided = replace(layer.layer, sparsity=None, reason=f"only its zero blocks are removed: {why}")
+        self.layers = [decided if known.name == name else known for known in self.layers]
 
     def _block_state(self, name: str) -> BlockState:
         """What a method is told of a layer's blocks, gathered gradients included where they rank them."""
         state = self.attached[name].masked.state
         if self.observes:
-            if not self.fisher.blocks:
+            if not self.fisher.blocks and not self.ranking.shown:
                 raise UsageError(
                     "score fisher: no gradient was seen yet; call pruner.step(step, optimizer) before each forward, or "
                     "pruner.observe(step) after each backward"

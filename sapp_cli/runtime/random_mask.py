@@ -26,8 +26,9 @@ def mask_at_random(
     try:
         layers = decide_layers(model, section, stored_names)
     except SettingError as error:
-        why = error.problems[0][1].rpartition("; ")[0]
-        raise UsageError(f"--random-mask: {why}; take a smaller --block-size") from error
+        why, _, advice = error.problems[0][1].rpartition("; ")
+        advice = "take a smaller --block-size" if "block_size" in advice else advice
+        raise UsageError(f"--random-mask: {why}; {advice}") from error
     generator = torch.Generator().manual_seed(0)
     masked = {}
     for layer in layers:

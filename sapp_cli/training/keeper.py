@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from sapp_cli.errors import UsageError
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe, TrainSection, comparable
 from sapp_cli.training.processes import is_main
-from sapp_cli.training.run_record import StateRecord
+from sapp_cli.training.run_record import RankingRecord, StateRecord
 from sapp_cli.training.run_state import RunFolder, SavedState, collect, restore
 from sapp_cli.training.sharding import hand_over, is_sharded, put_together
 from sapp_cli.training.sparse_phases import SparsePhases
@@ -92,6 +92,7 @@ class Keeper:
             now = {
                 "seconds": seconds,
                 "log_bytes": synced_size(self.folder.log),
+                "ranking": RankingRecord(**asdict(pruner.ranking)),
                 "kept_blocks": [name for name, layer in pruner.attached.items() if layer.masked.kept is not None],
             }
             with put_together(tensors, is_sharded(model)) as entries:

@@ -84,7 +84,8 @@ def agree_on_masks(masks: Mapping[str, Tensor], where: str) -> None:
     if not _groups:
         return
     everyones = gather({name: _digest(keep) for name, keep in masks.items()})
-    differing = [name for name in masks if len({digests.get(name) for digests in everyones}) > 1]
+    names = dict.fromkeys(name for digests in everyones for name in digests)  # a process may have left a layer dense
+    differing = [name for name in names if len({digests.get(name) for digests in everyones}) > 1]
     if differing:
         more = f" and of {len(differing) - 1} more layers" if len(differing) > 1 else ""
         raise TrainingError(

@@ -25,6 +25,16 @@ class Costs(BaseModel):
     blocks: dict[str, int] | None = None  # {pruned layer: what one block costs}
 
 
+class RankingRecord(BaseModel):
+    """What the run knew of its layers' scores: the fields of `pruner.Ranking`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    shown: bool = False
+    reached: list[str] = []
+    unranked: dict[str, str] | None = None
+
+
 class StateRecord(BaseModel):
     """All of a saved state that is not a tensor."""
 
@@ -38,6 +48,7 @@ class StateRecord(BaseModel):
     costs: Costs = Costs()
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # of training
     log_bytes: Annotated[int, Field(ge=0)] = 0  # of metrics.jsonl
+    ranking: RankingRecord = RankingRecord()
     kept_blocks: list[str] = []  # layers whose kept blocks are a parameter of their own
 
     def as_json(self) -> dict[str, Any]:

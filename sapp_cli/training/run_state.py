@@ -3,7 +3,7 @@
     .NAME.sapp-run/              beside OUT; gone when OUT is there, renamed to .NAME.sapp-run-removed before it is removed
       step-000000120/            the last saved state; an older one is removed once a newer is whole
         state.safetensors        weights, logits, masks, gathered gradients, optimizer state, random state of every process
-        state.json               step, recipe, hashes of the input, metrics of the dense checkpoint
+        state.json               step, recipe, hashes of the input, metrics of the dense checkpoint, layers that nothing ranks
       metrics.jsonl              of all steps so far
 
 Safetensors and JSON alone: nothing in it can run code. A state is written under a hidden name and renamed when it is whole,
@@ -33,7 +33,7 @@ from sapp_cli.checkpoint.safetensors import SafetensorsFile
 from sapp_cli.checkpoint.write import TensorOut, disk_errors, sync_folder, write_safetensors
 from sapp_cli.errors import CheckpointError
 from sapp_cli.layers import put
-from sapp_cli.pruner import Pruner
+from sapp_cli.pruner import Pruner, Ranking
 from sapp_cli.training.processes import gather
 from sapp_cli.training.run_record import StateRecord, read_record
 from sapp_cli.training.sparse_phases import SparsePhases
@@ -190,7 +190,8 @@ def restore(
 
     try:
         _load(model, part("model."))
-        pruner.restore(state.step, part("keep."), part("support."), part("fisher."))
+        ranking = Ranking(**state.record.ranking.model_dump())
+        pruner.restore(state.step, part("keep."), part("support."), part("fisher."), ranking)
         phases.enter(state.record.kept_blocks)
         trained = _trained(pruner)
         fused = bool(optimizer.param_groups[0].get("fused"))

@@ -147,7 +147,7 @@ def run(settings, kind="network", on_step=lambda pruner, record: None):
     """(losses, metrics on the way, masks, folded weights) of a run in this process and those it has beside it."""
     accelerator = make_accelerator(settings.train)
     model = KINDS[kind][0]()
-    pruner = Pruner(model, settings.prune, STEPS)
+    pruner = Pruner(model, settings.prune, STEPS, notice=lambda line: None)  # of the pooler
     if shards(settings.train, accelerator):
         shard(model, accelerator)
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters())

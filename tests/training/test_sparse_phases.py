@@ -291,7 +291,6 @@ class Shared(nn.Module):
         self.attention = nn.MultiheadAttention(32, 2)
         self.convolution = nn.Conv1d(8, 8, 8)
         self.frozen = nn.Linear(32, 32)
-        self.frozen.weight.requires_grad_(False)
         self.own = type("Own", (nn.Linear,), {"forward": lambda self, x: x @ self.weight.t()})(32, 32)
         self.plain = nn.Linear(32, 32)
 
@@ -299,6 +298,7 @@ class Shared(nn.Module):
 def test_only_plain_layers_with_a_weight_of_their_own_are_parted():
     pruner = Pruner(Shared(), {"block_size": 8, "sparsity": 0.5, "min_blocks": 1}, STEPS)
     assert len(pruner.attached) == 7
+    pruner.attached["frozen.weight"].theta.requires_grad_(False)
     assert [name for name, layer in pruner.attached.items() if can_part(layer)] == ["plain.weight"]
 
 

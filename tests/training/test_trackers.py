@@ -54,7 +54,7 @@ def watched(folder, sharded=False):
     settings = recipe(prune=prune, train={"log_every": 7}, data={"batch_size": 48})
     accelerator = make_accelerator(settings.train)
     model = KINDS["network"][0]()
-    pruner = Pruner(model, settings.prune, STEPS)
+    pruner = Pruner(model, settings.prune, STEPS, notice=lambda line: None)  # of the pooler
     if sharded:
         shard(model, accelerator)
     notebook, lines = Notebook(), []

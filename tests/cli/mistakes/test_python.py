@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 import sapp_cli as sapp
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.checkpoint.statistics import block_statistics
-from sapp_cli.errors import CheckpointError, SappError, SettingError, UsageError
+from sapp_cli.errors import CheckpointError, SappError, SettingError, TrainingError, UsageError
 from sapp_cli.grid import BlockGrid, MatrixLayout
 from sapp_cli.runtime.linear import BlockSparseLinear
 
@@ -70,6 +70,15 @@ def last_steps_without_gradients(folder: Path) -> None:
     )
     shy.step(0)
     shy.step(shy.schedule.phases[1].stop - 1)
+
+
+def weights_that_become_infinite(folder: Path) -> None:
+    phases = {"dense": 0.25, "rounds": 1, "last_round": 0.5, "final_sparse": 0.25}
+    lost = pruner(40, method="gradual-magnitude", phases=phases)
+    lost.step(10)
+    with torch.no_grad():
+        lost.attached["0.weight"].theta[0, 0] = torch.inf
+    lost.step(29)
 
 
 def blocks_that_do_not_fit(folder: Path) -> object:
@@ -181,6 +190,12 @@ CALLS = [
         UsageError,
         "score fisher: no gradient was seen yet; call pruner.step(step, optimizer) before each forward, or "
         "pruner.observe(step) after each backward",
+    ),
+    Call(
+        "weights that become infinite",
+        weights_that_become_infinite,
+        TrainingError,
+        "scores of the blocks of 0.weight are not finite in step 30: training diverged; lower the learning rate",
     ),
     Call(
         "multiply-adds of a model nobody measured",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.cli.mistakes.setups import WORLDS, edit, put, world
+from tests.cli.mistakes.setups import WORLDS, changed, edit, put, world
 
 # recipes
 put("an empty recipe", "recipe.yaml", "")
@@ -108,6 +108,12 @@ def mlp():
     return Net()
 """
 put("logits of three axes", "digits.py", NET.replace("AXES", "[:, None]"))
+_FROZEN = NET.replace("AXES", "").replace("return Net()", "return Net().requires_grad_(False)")
+for _name in ("frozen weights", "frozen weights in a run", "a random mask of frozen weights"):
+    put(_name, "digits.py", _FROZEN)
+changed(
+    "weights of zeros without a dense start", lambda tensors: {name: 0 * tensor for name, tensor in tensors.items()}
+)
 put("hidden states that nobody returns", "digits.py", NET.replace("AXES", ""))
 
 
