@@ -81,3 +81,26 @@ def test_a_trainer_of_another_length_is_refused():
     assert str(error.value) == (
         "the Trainer will run 21 steps, the pruner was made for 20: make it with steps=21, or set max_steps=20 in the Trainer"
     )
+
+
+class TwoHeads(Module):
+    """A second head that the loss does not read."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))  # without masks
+        self.aux = nn.Linear(32, 64)
+        self.said = []
+        self.pruner = sapp.Pruner(self, SETTINGS, STEPS, notice=self.said.append)
+
+
+def test_a_layer_that_the_loss_does_not_read_stays_dense():
+    module = TwoHeads()
+    source = module.aux.weight.detach().clone()
+    fit(module, STEPS)
+    assert set(module.pruner.masks) == {"layers.0.weight", "layers.2.weight"}
+    assert torch.equal(module.pruner.fold()["aux.weight"], source)
+    line = (
+        "1 layer keeps all its blocks, because nothing ranks them: aux.weight (no gradient from the loss in the first "
+    )
+    assert module.said == [f"{line}step)"]

@@ -105,6 +105,48 @@ def test_the_callback_shows_the_pruner_the_gradients(tmp_path):
     assert any(count != keep.numel() // 2 for count, keep in zip(kept, pruner.masks.values(), strict=True))
 
 
+class TwoHeads(nn.Module):
+    """A second head that the loss does not read, and a frozen layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.frozen, self.head, self.aux = (nn.Linear(16, 16) for _ in range(4))
+        self.frozen.weight.requires_grad_(False)
+
+    def forward(self, x, labels):
+        logits = self.head(self.frozen(self.used(x).relu()))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("score", ["fisher", "norm"])
+def test_the_trainer_prunes_neither_frozen_weights_nor_what_the_loss_does_not_read(tmp_path, score):
+    model, said = TwoHeads(), []
+    settings = {"sparsity": 0.5, "block_size": 4, "min_blocks": 1, "score": score, "allocation": "uniform"}
+    pruner = sapp.Pruner(model, settings, STEPS, notice=said.append)
+    rows = [{"x": torch.randn(16), "labels": number % 16} for number in range(32)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=STEPS,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    optimizer = torch.optim.AdamW(pruner.parameter_groups(lr=1e-3))
+    Trainer(
+        model, arguments, train_dataset=rows, callbacks=[sapp.PrunerCallback(pruner)], optimizers=(optimizer, None)
+    ).train()
+    assert {name: int(keep.sum()) for name, keep in pruner.masks.items()} == {"used.weight": 8, "head.weight": 8}
+    state, source = pruner.fold(), TwoHeads().state_dict()
+    assert all(torch.equal(state[name], source[name]) for name in ("frozen.weight", "aux.weight"))
+    line = (
+        "1 layer keeps all its blocks, because nothing ranks them: aux.weight (no gradient from the loss in the first "
+    )
+    assert said == [f"{line}step)"]
+
+
 def test_a_trainer_of_another_length_is_refused(tmp_path):
     trainer, *_ = trainer_for(tmp_path, STEPS, STEPS + 1)
     with pytest.raises(UsageError, match="the Trainer will run 20 steps, the pruner was made for 21"):

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sapp_cli.cli.report_table import layer_table
 from sapp_cli.report.texts import budgets_text, not_counted_text, targeted_text
-from sapp_cli.report.wording import metric_text, percent, size_text, time_text
+from sapp_cli.report.wording import metric_text, percent, printable, size_text, time_text
 
 if TYPE_CHECKING:
     from sapp_cli.pipeline.prune import PruneResult
@@ -96,6 +96,8 @@ def print_result(console: Console, result: PruneResult) -> None:
     )
     if budgets := budgets_text(report):
         console.print(f"{'kept':<12} {budgets}")
+    if result.unranked:
+        console.print(f"{'kept whole':<12} {printable(result.unranked)}", markup=False)
     sizes = result.sizes
     written = []
     if sizes.dense:

@@ -45,7 +45,7 @@ from sapp_cli.outputs.weights import Layout, PrunedWeights
 from sapp_cli.pipeline.start import Run, memory_errors, set_up
 from sapp_cli.pipeline.watcher import Silence, Watcher, describe_layers, describe_metrics
 from sapp_cli.planning import layer_facts
-from sapp_cli.pruner import Pruner
+from sapp_cli.pruner import Pruner, list_unranked
 from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.located import located
 from sapp_cli.recipe.schema import Recipe
@@ -78,6 +78,7 @@ class PruneResult:
     metrics: Mapping[str, Metric]
     sizes: FileSizes
     seconds: float
+    unranked: str  # the layers that keep all their blocks, and why nothing ranks them
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -213,7 +214,9 @@ def prune(
                 write_html(staged / HTML_FILE, out.name, report, gallery, read_run(staged))
                 write_card(staged, out.name, report, manifest.as_json(), sizes, run.architecture, companions)
         folder.remove()
-        return PruneResult(out, report, manifest.metrics, sizes, time.perf_counter() - began)
+        return PruneResult(
+            out, report, manifest.metrics, sizes, time.perf_counter() - began, list_unranked(pruner.stored_unranked)
+        )
 
 
 @contextmanager

@@ -114,6 +114,11 @@ class Pruner:
         return self.ranking.unranked or {}
 
     @property
+    def stored_unranked(self) -> dict[str, str]:
+        """`unranked` under the layers' names in the checkpoint."""
+        return {layer.stored: self.unranked[layer.name] for layer in self.layers if layer.name in self.unranked}
+
+    @property
     def masks(self) -> dict[str, Tensor]:
         """{layer name: keep, bool (R, C)}; the live tensors."""
         return {name: layer.masked.keep for name, layer in self.attached.items()}
@@ -320,8 +325,7 @@ class Pruner:
                 self.attached[name].leave_dense()
             self._keep_all_blocks(name, why)
         if self.unranked:
-            stored = {layer.name: layer.stored for layer in self.layers}
-            self._notice(describe_unranked({stored[name]: why for name, why in self.unranked.items()}))
+            self._notice(describe_unranked(self.stored_unranked))
 
     def _keep_all_blocks(self, name: str, why: str) -> None:
         """Take a layer out of selections and budget on both sides, and out of the pruned ones unless zero blocks are locked."""

@@ -44,7 +44,7 @@ class Ranking:
         self.unranked = {name: why for name, why in whys.items() if why is not None}
         if len(self.unranked) == len(attached):
             stored = {attached[name].layer.stored: why for name, why in self.unranked.items()}
-            problem = f"no layer is left to prune: {_listed(stored)}; check that the loss uses them"
+            problem = f"no layer is left to prune: {list_unranked(stored)}; check that the loss uses them"
             raise TrainingError(problem) if step else SettingError([("prune", problem)])
         return self.unranked
 
@@ -61,7 +61,7 @@ class Ranking:
 def describe_unranked(whys: Mapping[str, str]) -> str:
     """The layers {name: why} in one line."""
     count = "1 layer keeps all its" if len(whys) == 1 else f"{len(whys)} layers keep all their"
-    return f"{count} blocks, because nothing ranks them: {_listed(whys)}"
+    return f"{count} blocks, because nothing ranks them: {list_unranked(whys)}"
 
 
 def must_be_finite(attached: Mapping[str, AttachedLayer], scores: Mapping[str, Tensor], step: int) -> None:
@@ -75,7 +75,7 @@ def must_be_finite(attached: Mapping[str, AttachedLayer], scores: Mapping[str, T
         )
 
 
-def _listed(whys: Mapping[str, str]) -> str:
+def list_unranked(whys: Mapping[str, str]) -> str:
     """Names of one reason together: "a.weight, b.weight (reason); c.weight (another)"."""
     names: dict[str, list[str]] = {}
     for name, why in whys.items():

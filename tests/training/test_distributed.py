@@ -282,6 +282,33 @@ def test_masks_that_differ_are_noticed_in_the_step_they_are_decided_in():
     )
 
 
+@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("score", ["fisher", "norm"])
+def test_processes_agree_on_a_layer_that_the_loss_never_sees(shard, score):
+    ended = run_processes(2, run, recipe(train={"shard": shard}, prune={"score": score}))
+    assert [end.error for end in ended] == ["", ""], ended[0].said
+    for end in ended:
+        _, _, masks, weights = end.value
+        assert set(masks) == {"first.weight", "second.weight"}
+        assert torch.equal(weights["pooler.weight"], Network().pooler.weight)
+
+
+def believing():
+    """A run in which one process takes the layer that the loss never sees for one that has had a gradient."""
+
+    def on_step(pruner, record):
+        if os.environ["RANK"] == "1":
+            pruner.ranking.reached.append("pooler.weight")
+
+    return run(recipe(prune={"score": "norm"}), on_step=on_step)
+
+
+def test_a_layer_that_only_some_processes_rank_is_noticed():
+    ended = run_processes(2, believing)
+    assert [end.code for end in ended] == [6, 6]
+    assert any("the processes disagree about the mask of 'pooler.weight' in step 2" in end.error for end in ended)
+
+
 def stopped():
     """A run in which the last process alone gets a SIGTERM; the step after which this one stopped."""
     seen = []
