@@ -12,7 +12,7 @@ from sapp_cli.checkpoint.output import MANIFEST, is_output
 from sapp_cli.checkpoint.ownership import check_ownership, record_files
 from sapp_cli.checkpoint.workspace import NEW, put_in_place, recover, workspace
 from sapp_cli.checkpoint.write import disk_errors, space_errors
-from sapp_cli.errors import UsageError
+from sapp_cli.errors import ResourceError, UsageError
 
 
 @contextmanager
@@ -31,8 +31,11 @@ def output_folder(
     with locked(out, say):
         prepare_output(out, checkpoint, overwrite, say)
         with workspace(out) as folder:
-            with space_errors(out.parent):
-                yield folder / NEW
+            try:
+                with space_errors(out.parent):
+                    yield folder / NEW
+            except ResourceError as error:  # the user knows OUT, not the folder beside it
+                raise ResourceError(str(error).replace(str(folder / NEW), str(out))) from error
             with disk_errors(out.parent):
                 record_files(folder / NEW)
                 check_output(out, checkpoint, overwrite)  # what came into it meanwhile is not lost

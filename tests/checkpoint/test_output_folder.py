@@ -11,7 +11,8 @@ import pytest
 from sapp_cli.checkpoint.lock import locked
 from sapp_cli.checkpoint.output import MANIFEST, is_output, write_json
 from sapp_cli.checkpoint.output_folder import output_folder, prepare_output
-from sapp_cli.errors import UsageError
+from sapp_cli.checkpoint.write import disk_errors
+from sapp_cli.errors import ResourceError, UsageError
 from tests.checkpoint.outputs import an_earlier_output, an_output, content, fill, write
 
 
@@ -44,6 +45,19 @@ def test_it_vanishes_when_the_block_raises(tmp_path: Path, source: Path) -> None
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+    assert names(tmp_path) == ["source"]
+
+
+def test_a_full_disk_is_told_of_the_folder_that_the_user_named(tmp_path: Path, source: Path) -> None:
+    def run() -> None:
+        with output_folder(tmp_path / "out", source) as staged:
+            (staged / ".a.sapp-new-1").symlink_to("/dev/full")
+            with disk_errors(staged), (staged / ".a.sapp-new-1").open("wb", buffering=0) as file:
+                file.write(b"a")
+
+    with pytest.raises(ResourceError) as caught:
+        run()
+    assert str(caught.value) == f"{tmp_path / 'out'}: the disk is full; free some space, or give another folder"
     assert names(tmp_path) == ["source"]
 
 
