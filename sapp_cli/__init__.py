@@ -10,12 +10,10 @@
 The names are imported when they are first asked for: `sapp report` and `sapp check` never load torch.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+# Nothing of the standard library is imported here: with `python -m sapp_cli` the current folder still comes first.
 from sapp_cli._version import __version__
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sapp_cli.callbacks import PrunerCallback
     from sapp_cli.lightning_callback import PrunerLightningCallback
@@ -47,9 +45,10 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     from importlib import import_module
 
     if name not in _PLACES:
         raise AttributeError(f"module 'sapp_cli' has no attribute '{name}'")
-    return getattr(import_module(_PLACES[name]), name)
+    found: object = getattr(import_module(_PLACES[name]), name)
+    return found

@@ -11,8 +11,8 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
@@ -27,6 +27,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 OF_TERMINALS = {number for name in ("SIGINT", "SIGHUP") if (number := getattr(signal, name, None))}
+SAFE_PATH = "PYTHONSAFEPATH"
 PATIENCE = 5  # seconds that the other process has to end: an import may swallow the exception of a signal
 CONTEXT: BaseContext = multiprocessing.get_context("spawn")  # not fork: libraries of this process may have threads
 
@@ -103,6 +104,25 @@ def call_apart(
 
 def _start(process: Any) -> None:
     """Start it, and what Python keeps beside it, without what a terminal tells all: this process hears it, and ends them."""
+    with _without_the_current_folder():
+        _start_unheard(process)
+
+
+@contextmanager
+def _without_the_current_folder() -> Iterator[None]:
+    """A Python that starts within it looks for no module in the current folder (from 3.11 on)."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
+
+
+def _start_unheard(process: Any) -> None:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         process.start()
         return
