@@ -18,7 +18,7 @@ from sapp_cli.recipe.merge import Flag, Merged, merge, origins_at
 from sapp_cli.recipe.names import KeyPath, dotted, key_path
 from sapp_cli.recipe.problem import Layer, Origin, Problem
 from sapp_cli.recipe.schema import Recipe
-from sapp_cli.recipe.shipped import find_recipe
+from sapp_cli.recipe.shipped import find_recipe, is_shipped
 from sapp_cli.recipe.translate import problems_in
 from sapp_cli.visible import stand_in
 
@@ -35,6 +35,7 @@ class LoadedRecipe:
     text: str  # of the file
     sha256: str  # of the file's bytes
     lines: Mapping[KeyPath, int]  # of the file's keys and items
+    shipped: bool = False  # one that comes with the package
 
     def dump(self, with_origins: bool = False) -> str:
         """The whole merged recipe as YAML that loads to an equal one; each value's origin beside it where asked for."""
@@ -44,6 +45,13 @@ class LoadedRecipe:
         """`recipes/vit.yaml:12: prune.rules[1].match`: the beginning of a problem that only the model or data shows."""
         path = key_path(key)
         return f"{_origin(path, self.origins, self.lines, str(self.path)).place}: {dotted(path)}"
+
+    def to_give(self, key: str) -> str:
+        """The end of a message about a file that `key` names and that is not there: what to do with a shipped recipe."""
+        origin = _origin(key_path(key), self.origins, self.lines, str(self.path))
+        if not self.shipped or origin.layer is not Layer.RECIPE:
+            return ""
+        return f"; put it there, or copy the recipe and change it: sapp recipes cp {self.path.stem} ."
 
 
 def load_recipe(path_or_name: str | Path, sets: Sequence[str] = (), flags: Mapping[str, Flag] = {}) -> LoadedRecipe:
@@ -55,13 +63,15 @@ def load_recipe(path_or_name: str | Path, sets: Sequence[str] = (), flags: Mappi
     data = _read(path)
     document = read_document(data, str(path))
     merged = merge(document, str(path), sets, flags)
-    recipe, problems = _checked(merged, path.parent.absolute())
+    shipped = is_shipped(path_or_name, path)
+    recipe, problems = _checked(merged, context_of(path, shipped))
     if recipe is None:
         origins = [p.origin or _origin(p.path, merged.origins, document.lines, str(path)) for p in problems]
         located = sorted(zip(origins, problems, strict=True), key=lambda pair: pair[0].rank)
         raise RecipeError([str(replace(problem, origin=origin)) for origin, problem in located])
     text = data.decode("utf-8-sig")
-    return LoadedRecipe(recipe, merged.origins, path, text, hashlib.sha256(data).hexdigest(), document.lines)
+    digest = hashlib.sha256(data).hexdigest()
+    return LoadedRecipe(recipe, merged.origins, path, text, digest, document.lines, shipped)
 
 
 def _read(path: Path) -> bytes:
@@ -72,13 +82,19 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _checked(merged: Merged, folder: Path) -> tuple[Recipe, list[Problem]] | tuple[None, list[Problem]]:
+def context_of(path: Path, shipped: bool) -> dict[str, Path]:
+    """Where the paths in a recipe begin."""
+    folder = path.parent.absolute()
+    return {"folder": Path.cwd(), "shipped": folder} if shipped else {"folder": folder}
+
+
+def _checked(merged: Merged, context: Mapping[str, Path]) -> tuple[Recipe, list[Problem]] | tuple[None, list[Problem]]:
     """The recipe, or the problems that stand in its way."""
     problems = list(merged.problems)
     # JSON, because only there are lists tuples while "16" is no number and 1 is not true.
     text = stand_in(json.dumps(merged.values, ensure_ascii=False)).encode("utf-8", "replace")
     try:
-        recipe = Recipe.model_validate_json(text, strict=True, context={"folder": folder})
+        recipe = Recipe.model_validate_json(text, strict=True, context=context)
     except ValidationError as error:
         found = problems_in(error, merged.values)
         # A rule over all sections is judged again once the problems within them are mended.

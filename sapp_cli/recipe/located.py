@@ -26,6 +26,8 @@ def located(function: Callable[Concatenate[LoadedRecipe, P], T]) -> Callable[Con
         except SettingError as error:
             raise RecipeError([f"{recipe.where(key)}: {text}" for key, text in error.problems]) from error
         except SourceError as error:
-            raise DataError("\n".join(f"{recipe.where(key)}: {text}" for key, text in error.problems)) from error
+            raise DataError(
+                "\n".join(f"{recipe.where(key)}: {text}{recipe.to_give(key)}" for key, text in error.problems)
+            ) from error
 
     return with_places

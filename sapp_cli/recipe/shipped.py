@@ -72,6 +72,11 @@ def find_recipe(name_or_path: str | Path) -> Path:
     raise UsageError(f"{path}: no such file{_instead(path, shipped)}")
 
 
+def is_shipped(path_or_name: str | Path, path: Path) -> bool:
+    """True if `find_recipe` found a shipped recipe by its name."""
+    return path.parent == _folder() and Path(path_or_name) != path
+
+
 def _instead(path: Path, shipped: Collection[str]) -> str:
     """What may be meant by a path without a file: another one in its folder, or the shipped recipe of that name."""
     if not path.parent.is_dir():
