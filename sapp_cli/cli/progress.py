@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
+from rich.text import Text
 
 from sapp_cli.cli.console import stderr
-from sapp_cli.report.wording import metric_text, percent, span_text
+from sapp_cli.report.wording import metric_text, percent, rate_text, span_text
 from sapp_cli.training.loop import StepRecord
 
 PLAIN_LINES = 20  # of a whole run, besides those of phases and evaluations
+
+
+class _TwoLines(Progress):
+    """What a step came to, and below it the bar with the clocks."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield Text(task.description, no_wrap=True, overflow="ellipsis")
+        yield self.make_tasks_table(self.tasks)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{rate_text(task.speed)} steps/s", "progress.data.speed")
+
+
+class _Elapsed(TimeElapsedColumn):
+    def render(self, task: Task) -> Text:
+        return super().render(task).append(" elapsed")
+
+
+class _Left(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        return super().render(task).append(" left")
 
 
 class ProgressWatcher:
@@ -63,19 +99,20 @@ class ProgressWatcher:
             metrics = f"  {self._metrics}" if record.metrics else ""
             self.say(
                 f"step {done}/{record.steps}  {record.moment.name}  sparsity {percent(record.sparsity)}  "
-                f"loss {metric_text(record.loss)}{metrics}  {span_text(left)} left"
+                f"loss {metric_text(record.loss)}{metrics}  {rate_text(done / max(record.seconds, 1e-9))} steps/s  "
+                f"{span_text(record.seconds)} elapsed  {span_text(left)} left"
             )
         if last:
             self._stop()
 
     def _draw(self, record: StepRecord) -> None:
         if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            self._progress = _TwoLines(
                 BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=5)),
                 TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                _Rate(table_column=Column(no_wrap=True)),
+                _Elapsed(table_column=Column(no_wrap=True)),
+                _Left(table_column=Column(no_wrap=True)),
                 console=self._console,
                 transient=True,
                 expand=True,
@@ -85,9 +122,7 @@ class ProgressWatcher:
         assert self._task is not None, "made with the progress"
         text = f"{record.moment.name} · sparsity {percent(record.sparsity)} · loss {metric_text(record.loss)}"
         if record.metrics:
-            self._progress.console.print(
-                f"step {record.moment.step + 1}: {self._metrics}",
-            )
+            self._progress.console.print(f"step {record.moment.step + 1}: {self._metrics}")
         self._progress.update(self._task, completed=record.moment.step + 1, description=text)
 
     def _stop(self) -> None:

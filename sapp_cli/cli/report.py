@@ -176,7 +176,7 @@ def _print(found: SparsityReport, comparison: Comparison | None, form: str, chec
 def _print_tables(found: SparsityReport, comparison: Comparison | None) -> None:
     from sapp_cli.cli.console import stdout
     from sapp_cli.cli.report_table import comparison_table, layer_table
-    from sapp_cli.report.texts import not_counted_text
+    from sapp_cli.report.texts import not_compared, not_counted_text
     from sapp_cli.report.wording import printable
 
     console = stdout()
@@ -188,6 +188,8 @@ def _print_tables(found: SparsityReport, comparison: Comparison | None) -> None:
     console.print()
     console.print(f"against {printable(comparison.path)}")
     console.print(comparison_table(comparison, console.width))
+    for problem, layers in not_compared(comparison).items():
+        console.print(f"not compared, {printable(problem)}: {', '.join(map(printable, layers))}")
     for where, names in (("here", comparison.only_here), ("there", comparison.only_there)):
         if names:
             console.print(f"layers only {where}: {', '.join(map(printable, names))}")

@@ -137,16 +137,29 @@ def _comparison(comparison: Comparison) -> str:
     rows = [("layer", "kept in both", "only here", "only there", "change of the weights")]
     rows += [(markdown_code(layer.name), *comparison_cells(layer)) for layer in comparison.layers]
     parts = [f"**Against {markdown_code(comparison.path)}**", _table(rows, "lrrrr")]
+    parts += [
+        f"Not compared, {markdown_text(problem)}: {', '.join(map(markdown_code, layers))}"
+        for problem, layers in not_compared(comparison).items()
+    ]
     for where, names in (("here", comparison.only_here), ("there", comparison.only_there)):
         if names:
             parts.append(f"Layers only {where}: {', '.join(map(markdown_code, names))}")
     return "\n\n".join(parts)
 
 
+def not_compared(comparison: Comparison) -> dict[str, list[str]]:
+    """The layers that both have and that cannot be compared, by the reason."""
+    found: dict[str, list[str]] = {}
+    for layer in comparison.layers:
+        if layer.problem is not None:
+            found.setdefault(layer.problem, []).append(layer.name)
+    return found
+
+
 def comparison_cells(layer: LayerComparison) -> tuple[str, str, str, str]:
-    """Kept in both, only here, only there, relative change; or the reason why not."""
+    """Kept in both, only here, only there, relative change; a dash where the layer cannot be compared."""
     if layer.problem is not None:
-        return "–", "–", "–", printable(layer.problem)
+        return "–", "–", "–", "–"
     counts = [f"{count:,}" for count in (layer.kept_in_both or 0, layer.only_here or 0, layer.only_there or 0)]
     return counts[0], counts[1], counts[2], f"{layer.change:.4g}" if layer.change is not None else "not finite"
 
