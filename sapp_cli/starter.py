@@ -105,7 +105,7 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
         "#",
         "# Look first, without training and without the data:  sapp plan CHECKPOINT -r THIS_FILE",
         "# Then:                                               sapp prune CHECKPOINT -r THIS_FILE -o OUT",
-        "# All keys and their meaning: docs/recipes.md, or `sapp recipes schema` for your editor.",
+        "# All keys and their meaning: `sapp recipes schema`; editors show them while you type.",
         "",
     ]
     if architecture is None:

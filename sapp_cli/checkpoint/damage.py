@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from sapp_cli.errors import CheckpointError
@@ -27,6 +28,11 @@ def absence(path: Path) -> str:
     """Why there is no file to read."""
     if path.exists():
         return "is not a regular file"
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "is a link that leads back to itself; give another path"
     return f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
 
 

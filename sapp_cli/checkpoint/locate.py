@@ -208,7 +208,8 @@ def _missing(path: Path) -> CheckpointError:
         near = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.75)
         if near:
             return damaged(path, f"no such file or folder; nearest: '{near[0]}'")
-    known = path.name.endswith((".safetensors", ".json", *PICKLES))
+    known = path.name == "sparse" or path.name.endswith((".safetensors", ".json", *PICKLES))
+    known |= path.parent != Path() and path.parent.is_dir()  # no folder of a publisher of the hub, but of this disk
     if known or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII):
         missing = "" if path.parent.is_dir() else f": there is no folder {path.parent}"
         return damaged(path, f"no such file or folder{missing}")

@@ -84,7 +84,7 @@ def main() -> NoReturn:
     _outlive_the_terminal()
     keep_candidates_whole()
     try:
-        if len(sys.argv) == 1:
+        if sys.argv[1:] in ([], ["recipes"]):
             sys.argv.append("--help")
         if "" in sys.argv[1:]:
             raise UsageError("an argument is empty; if a variable of the shell stood there, it has no value")

@@ -13,8 +13,10 @@ from typing import Any
 
 from sapp_cli.cli.completion import KEYS_FILE
 from sapp_cli.recipe.trainer_names import TRAINER_NAMES
+from sapp_cli.visible import harmless
 
 _NO_NUMBER = re.compile(r"Input should be a valid (number|integer)")
+_CARD = re.compile(r"'cuda:(\d+)'")
 _BEYOND = re.compile(r"Input should be (greater|less) than or equal to (\S+)$")
 
 
@@ -27,7 +29,7 @@ def say_plainly(error: Any, typed: Sequence[str]) -> None:
     verb = getattr(getattr(error, "ctx", None), "command", None)
     flag = getattr(error, "option_name", None)
     if flag and message.startswith("No such option"):
-        if advice := _instead_of(flag, verb):
+        if advice := _instead_of(flag, verb, typed):
             message, error.possibilities = f"{message}; {advice}", None
     elif message.startswith("No such command") and "Did you mean" not in message:
         message += f" There are {', '.join(getattr(verb, 'commands', {}))}."
@@ -37,13 +39,24 @@ def say_plainly(error: Any, typed: Sequence[str]) -> None:
         elif match := _BEYOND.match(message):
             wrong, bound = ("small", "least") if match[1] == "greater" else ("large", "most")
             message = f"{values[-1]} is too {wrong}; write {match[2]} at {bound}"
-    error.message = message
+    if "--device" in getattr(getattr(error, "param", None), "opts", ()) and (card := _CARD.search(message)):
+        message = (
+            f"'cuda:{card[1]}' is not a device; write CUDA_VISIBLE_DEVICES={card[1]} before sapp, and --device cuda"
+        )
+    error.message = harmless(message)
 
 
-def _instead_of(flag: str, verb: Any) -> str:
+def _instead_of(flag: str, verb: Any, typed: Sequence[str]) -> str:
     """What to write in place of a flag that is none: the key of a recipe, or an argument without a flag."""
     name = flag.lstrip("-").replace("-", "_")
     parameters = getattr(verb, "params", [])
+    flags = {opt for parameter in parameters for opt in parameter.opts if opt.startswith("--")}
+    meant = f"--{name.replace('_', '-')}"
+    if meant in flags:
+        return f"write {meant}"
+    form = f"--{next(_given([flag], typed), '')}"
+    if name in ("format", "output", "output_format") and form in flags & {"--json", "--csv", "--markdown", "--html"}:
+        return f"write {form}"
     argument = next(
         (p.metavar for p in parameters if p.param_type_name == "argument" and p.metavar == name.upper()), None
     )

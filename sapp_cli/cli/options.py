@@ -189,15 +189,24 @@ VerboseOption = Annotated[
 ]
 
 
-def check_order(checkpoint: Path, recipe: str | None) -> None:
-    """UsageError where checkpoint and recipe stand in each other's place."""
+def check_order(checkpoint: Path, recipe: str | None, *, opens: bool = True) -> None:
+    """Raise what is wrong with the two paths, before torch is imported: the files are missing, or in each other's place.
+
+    `opens`: whether the verb opens the checkpoint.
+    """
+    from sapp_cli.checkpoint.locate import locate
     from sapp_cli.errors import UsageError
+    from sapp_cli.recipe.shipped import find_recipe
 
     is_recipe = checkpoint.suffix in (".yaml", ".yml") and checkpoint.is_file()
     if recipe and is_recipe and Path(recipe).exists() and Path(recipe).suffix not in (".yaml", ".yml"):
         raise UsageError(
             f"{checkpoint} looks like a recipe, and {recipe} like a checkpoint: write {recipe} -r {checkpoint}"
         )
+    if recipe is not None:
+        find_recipe(recipe)
+    if opens:
+        locate(checkpoint)
 
 
 def read_recipe(recipe: str, sets: list[str] | None, flags: dict[str, tuple[str, Any]]) -> LoadedRecipe:

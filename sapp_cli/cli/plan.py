@@ -56,7 +56,7 @@ def plan(
     \b
     sapp plan ./my-model -r text-classification --block-size 32
     """
-    check_order(checkpoint, recipe)
+    check_order(checkpoint, recipe, opens=not print_config)
     flags = {
         "prune.block_size": ("--block-size", parse_block_size(block_size)),
         "prune.sparsity": ("--sparsity", sparsity),

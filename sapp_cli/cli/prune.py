@@ -93,7 +93,7 @@ def prune(
 
     if out is None and not print_config:
         raise typer.BadParameter("name the folder to write", param_hint="--out / -o")
-    check_order(checkpoint, recipe)
+    check_order(checkpoint, recipe, opens=not print_config)
     shard_bytes = parse_size(max_shard_size) if max_shard_size else None
     if out is not None and (target_size is not None or target_speedup is not None):
         check_output(out, checkpoint, overwrite)  # not only after every layer was measured

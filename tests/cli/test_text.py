@@ -201,3 +201,85 @@ def test_a_gate_that_is_not_met_is_one_document(sapp, tmp_path):
     ran = sapp("check", path, "--min-sparsity", "0.5", "--json")
     assert ran.code == 3
     assert "error" not in ran.json
+
+
+def test_nothing_of_the_current_folder_is_run(tmp_path):
+    save_floats(tmp_path / "m.safetensors", **{"a.weight": np.ones((2, 2))})
+    for name in ("re", "json", "typing", "os", "pathlib", "__future__", "multiprocessing"):
+        (tmp_path / f"{name}.py").write_text('open("ran", "w")\n', encoding="utf-8")
+    command = [sys.executable, "-m", "sapp_cli", "report", "m.safetensors", "--json"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert json.loads(ran.stdout)["model"]["parameters"] == 4
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 cannot be told to leave the current folder out")
+def test_a_process_of_ours_runs_nothing_of_the_current_folder(tmp_path):
+    for name in ("re", "multiprocessing", "pickle"):
+        (tmp_path / f"{name}.py").write_text('open("ran", "w")\n', encoding="utf-8")
+    source = tmp_path / "above"
+    source.mkdir()
+    (source / "program.py").write_text(
+        "import os, sys\n"
+        "from sapp_cli.cli.apart import call_apart\n"
+        "def here(watcher):\n    return os.getcwd()\n"
+        "if __name__ == '__main__':\n    os.chdir(sys.argv[1])\n    print(call_apart(here, None))\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, str(source / "program.py"), str(tmp_path)]
+    ran = subprocess.run(command, cwd=source, capture_output=True, encoding="utf-8", check=False, timeout=60)
+    assert ran.stdout == f"{tmp_path}\n", ran.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("verb", [[], ["recipes"]])
+def test_alone_it_prints_its_help(sapp, verb):
+    ran = sapp(*verb)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran == sapp(*verb, "--help")
+
+
+def test_paths_of_a_recipe_that_is_named_begin_in_the_current_folder(sapp, digits, tmp_path, monkeypatch):
+    from sapp_cli.recipe.load import load_recipe
+    from sapp_cli.recipe.shipped import find_recipe
+
+    monkeypatch.chdir(tmp_path)
+    named = load_recipe("text-classification").recipe.data.files
+    assert named.train == str(tmp_path / "train.jsonl")
+    given = load_recipe(find_recipe("text-classification")).recipe.data.files
+    assert given.train == str(find_recipe("text-classification").parent / "train.jsonl")
+    (tmp_path / "digits.py").write_text("raise SystemExit\n", encoding="utf-8")  # not the one of the recipe
+    assert load_recipe("digits").recipe.model.factory == f"{find_recipe('digits').parent / 'digits.py'}:mlp"
+    ran = sapp("eval", digits / "dense.safetensors", "-r", "digits", "--set", "data.files.train=x.npz")
+    assert ran.code == 4
+    line = ran.err.splitlines()[-1]
+    assert f"data.files.validation: no file {tmp_path.parent}/runs/demo/data/validation.npz: " in line
+    assert line.endswith("; put it there, or copy the recipe and change it: sapp recipes cp digits .")
+    assert "x.npz" not in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plan no.pt -r recipe.yaml",
+        "prune no.pt -r recipe.yaml -o out",
+        "eval no.pt -r recipe.yaml",
+        "compare no.pt -r recipe.yaml -o out",
+        "bench no.pt --random-mask",
+        "prune net.safetensors -r no.yaml -o out",
+    ],
+)
+def test_a_missing_path_is_found_before_torch_is_imported(tmp_path, command):
+    zeros_below(tmp_path / "net.safetensors")
+    (tmp_path / "recipe.yaml").write_text("train: {steps: 9}\n", encoding="utf-8")
+    program = "import sys; sys.modules['torch'] = None; from sapp_cli.cli.main import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *command.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert ran.returncode in (2, 4), ran.stderr
+    assert re.fullmatch(r"error: no\.(pt|yaml): no such file( or folder)?(; nearest: 'recipe.yaml')?\n", ran.stderr)
