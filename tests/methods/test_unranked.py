@@ -129,6 +129,20 @@ def test_without_a_dense_start_norms_decide_at_once(kind, why, method):
     assert set(pruner.masks) == {"used.weight", "head.weight"}
 
 
+def test_a_constant_weight_with_ragged_edges_is_not_ranked_by_its_edges(method):
+    """Its edge blocks have smaller norms for their size alone: 18 × 21 in blocks of 4 × 4."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"even": nn.Linear(21, 18), "other": nn.Linear(16, 16)})
+    with torch.no_grad():
+        model["even"].weight.copy_(0.1 * model["even"].weight.sign())
+    asked = settings(method, phases={"dense": 0, "rounds": 1, "last_round": 0.4, "final_sparse": 0.6})
+    pruner = Pruner(model, asked, STEPS, notice=lambda _: None)
+    for step in range(STEPS):
+        pruner.step(step)
+    assert pruner.unranked == {"even.weight": "its scores differ by the size of the blocks alone"}
+    assert {name: int(keep.sum()) for name, keep in pruner.masks.items()} == {"other.weight": 8}
+
+
 def test_equal_attention_leaves_the_ranking_to_the_norms():
     model = nn.Linear(8, 4, bias=False)
     with torch.no_grad():
