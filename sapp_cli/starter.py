@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sapp_cli.checkpoint.dtypes import DTYPES
+from sapp_cli.checkpoint.reparametrized import parts_of_weights
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.grid import BlockGrid, MatrixLayout
 from sapp_cli.inputs import heads
 from sapp_cli.inputs.heads import architecture_of, head_of
+from sapp_cli.inputs.wrapped_names import unwrapped, without_wrappers
 
 BLOCKS = (8, 16, 32, 64)
 MIN_BLOCKS = 100
 PREFERRED = 16  # large enough for kernels, small enough for accuracy
 OUTPUT_LAYERS = ("lm_head", "classifier", "score", "cls", "qa_outputs", "head", "output", "fc")
+RECURRENT = re.compile(r"(^|\.)weight_(ih|hh|hr)_l\d+(_reverse)?$")
+GATES = {4: "LSTM", 3: "GRU"}
 EMBEDDINGS = ("embed", "wte", "wpe", "position_ids")
 
 
@@ -111,7 +117,9 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
     if architecture is None:
         lines += [
             "model:",
-            "  factory: model.py:build         # a function of yours that returns the torch.nn.Module, beside this file",
+            "  # The checkpoint does not say which network it is of. Write model.py beside this file, with a function",
+            "  # `build` that returns the torch.nn.Module, or name one of your own: file.py:function, package.module:function.",
+            "  factory: model.py:build",
             "",
         ]
     lines += [
@@ -141,11 +149,17 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
         f"  #   {size:2}×{size:<2}: {share:4.0%} of the matrix weights lie in layers of {MIN_BLOCKS} blocks and more"
         for size, share in shares.items()
     ]
+    lines += [f"  #   {text}" for text in _recurrent(checkpoint)]
     lines += [
         "  # The blocks of all layers compete for two budgets, parameters and multiply-adds, by what the loss loses with",
         "  # them; `allocation: uniform` gives each layer its own share, `floor` what each keeps in any case.",
     ]
     outputs = _output_layers(checkpoint)
+    fewest = _fewest_blocks(checkpoint, block, outputs)
+    if fewest is not None:
+        lines += [
+            f"  min_blocks: {fewest:<18}  # of a layer; the default of {MIN_BLOCKS} would leave all of these dense"
+        ]
     if outputs:
         lines += ["  rules:"]
         lines += [
@@ -175,20 +189,78 @@ def _matrices(checkpoint: Checkpoint) -> list[tuple[str, MatrixLayout]]:
 def _share(checkpoint: Checkpoint, block: int) -> float:
     """Share of the matrix weights that lie in layers large enough for blocks of this size."""
     whole = fits = 0
-    for _, layout in _matrices(checkpoint):
+    dense = _dense_in_any_case(checkpoint)
+    for name, layout in _matrices(checkpoint):
         rows, columns = layout.matrix
         whole += rows * columns
-        if min(rows, columns) >= block and BlockGrid(layout.matrix, (block, block)).count >= MIN_BLOCKS:
+        if (
+            name not in dense
+            and min(rows, columns) >= block
+            and BlockGrid(layout.matrix, (block, block)).count >= MIN_BLOCKS
+        ):
             fits += rows * columns
     return fits / whole if whole else 0.0
 
 
 def _block(shares: Mapping[int, float]) -> int:
     """The preferred block, or a smaller one where it would leave out a tenth of the weights that the smaller one reaches."""
+    if not any(shares.values()):
+        return 8
     return next((size for size in (PREFERRED, 8) if shares[size] >= 0.9 * max(shares.values())), 8)
 
 
+def _dense_in_any_case(checkpoint: Checkpoint) -> set[str]:
+    """Matrices of recurrent layers, and those of which torch computes a weight."""
+    names = checkpoint.dense_names()
+    parts = {name for weight in parts_of_weights(names) for name in weight.tensors}
+    return parts | {name for name in names if RECURRENT.search(name)}
+
+
+def _recurrent(checkpoint: Checkpoint) -> list[str]:
+    """A line on each LSTM, GRU or RNN: how much of the matrix weights stays dense with it."""
+    layers: dict[str, int] = {}
+    for name, layout in _matrices(checkpoint):
+        if RECURRENT.search(name):
+            layer = name.rpartition(".")[0]
+            layers[layer] = layers.get(layer, 0) + math.prod(layout.shape)
+    whole = sum(math.prod(layout.shape) for _, layout in _matrices(checkpoint))
+    gates = {name: layout.matrix[0] // layout.matrix[1] for name, layout in _matrices(checkpoint)}
+    found = []
+    for layer, count in layers.items():
+        kind = GATES.get(gates.get(f"{layer}.weight_hh_l0".lstrip("."), 0), "recurrent")
+        place = f"'{layer}' ({kind})" if layer else kind
+        found.append(f"{place}: {count:,} weights, {count / whole:.0%} of the matrix weights, stay dense")
+    return found
+
+
+def _fewest_blocks(checkpoint: Checkpoint, block: int, outputs: Sequence[str]) -> int | None:
+    """A `min_blocks` for a network of small layers; None where the default does."""
+    dense = _dense_in_any_case(checkpoint) | set(outputs)
+    grids = [
+        BlockGrid(layout.matrix, (block, block)).count
+        for name, layout in _matrices(checkpoint)
+        if name not in dense and min(layout.matrix) >= block
+    ]
+    return max(1, max(grids) // 2) if grids and max(grids) < MIN_BLOCKS else None
+
+
 def _output_layers(checkpoint: Checkpoint) -> list[str]:
-    """Names of matrices that look like the last layer."""
+    """Names of matrices that look like the last layer, and that the class of config.json has."""
     names = [name for name, _ in _matrices(checkpoint)]
-    return [name for name in names if name.split(".")[0] in OUTPUT_LAYERS][:3]
+    found = [name for name in names if without_wrappers(name, outer=2).split(".")[0] in OUTPUT_LAYERS]
+    return _known_to_the_class(checkpoint, found)[:3]
+
+
+def _known_to_the_class(checkpoint: Checkpoint, names: list[str]) -> list[str]:
+    """A file may hold the head of another class as well; a rule for it would match nothing."""
+    if not names or architecture_of(checkpoint.config) is None:
+        return names
+    try:
+        from sapp_cli.inputs.models import candidate_names, empty_model
+
+        model = empty_model(checkpoint)
+    except Exception:  # of the library, whatever it finds wrong; `plan` says it
+        return names
+    known, prefix = set(model.state_dict()), str(getattr(model, "base_model_prefix", ""))
+    plain = unwrapped(names, lambda name: not known.isdisjoint(candidate_names(name, prefix)))
+    return [name for name in names if not known.isdisjoint(candidate_names(plain[name], prefix))]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as _prune  # noqa: F401 - nn.utils.prune
 
 from sapp_cli.errors import SettingError
 from sapp_cli.layers import decide_layers, rule_matches
@@ -150,3 +151,28 @@ def test_resnet50_reaches_the_sparsity_of_the_papers_table():
         assert round(100 * sparsity * sum(layer.parameters for layer in pruned) / prunable, 1) == share
         for layer in pruned:  # whole blocks: at least the target, and less than one a layer more
             assert 0 <= layer.grid.count - layer.kept_count - sparsity * layer.grid.count < 1
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")  # of torch, about its age
+def test_parts_of_a_weight_name_the_call_that_makes_it_plain():
+    model = nn.ModuleDict(
+        {
+            "plain": nn.Linear(32, 32),
+            "old": nn.utils.weight_norm(nn.Linear(32, 32)),
+            "new": nn.utils.parametrizations.weight_norm(nn.Linear(32, 32)),
+            "spectral": nn.utils.spectral_norm(nn.Linear(32, 32)),
+            "masked": nn.utils.prune.identity(nn.Linear(32, 32), "weight"),
+        }
+    )
+    reasons = {name: layer.reason for name, layer in decide(model).items() if name != "plain.weight"}
+    old = "a part of weight_norm; torch.nn.utils.remove_weight_norm makes it a plain weight"
+    new = "parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it a plain weight"
+    orig = "a part of spectral_norm or a mask of torch; remove_spectral_norm or prune.remove makes it a plain weight"
+    assert reasons == {
+        "old.weight_g": old,
+        "old.weight_v": old,
+        "new.parametrizations.weight.original0": new,
+        "new.parametrizations.weight.original1": new,
+        "spectral.weight_orig": orig,
+        "masked.weight_orig": orig,
+    }

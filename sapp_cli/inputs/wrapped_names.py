@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from torch import nn
-
 COMPILED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 """Parts of names that only wrappers make, wherever they stand."""
 PARALLEL = "module"
@@ -55,17 +53,6 @@ def wrapper_of(names: dict[str, str]) -> str | None:
     """What stands before the first name that has a wrapper, for a line about it; None if none has."""
     name, plain = next(((name, plain) for name, plain in names.items() if name != plain), ("", ""))
     return (name.removesuffix(plain) if name.endswith(plain) else name) or None
-
-
-def inside(model: nn.Module) -> nn.Module:
-    """The model within DataParallel, DistributedDataParallel and torch.compile."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def _distinct(names: dict[str, str]) -> dict[str, str]:

@@ -174,10 +174,7 @@ def _decide(weight: Layer, settings: PruneSection) -> Layer:
     rule = next((rule for rule in settings.rules if _matches(rule, weight)), None)
     is_embedding = weight.layout is not None and not weight.prunable
     if weight.layout is None:
-        what = (
-            f"{len(weight.shape)}-d weights of {weight.kind}" if len(weight.shape) > 2 else f"weights of {weight.kind}"
-        )
-        return replace(weight, reason=f"{what} are not supported")
+        return replace(weight, reason=_not_a_matrix(weight))
     if is_embedding and not settings.embeddings:
         tied = f", tied to {weight.aliases[0]}" if weight.aliases else ""
         return replace(weight, reason=f"an embedding{tied} (prune.embeddings is false)")
@@ -225,6 +222,21 @@ def _constant(weight: Tensor) -> str | None:
     if not bool((some == some[0]).all()) or not bool((weight == some[0]).all()):
         return None
     return "its values are all equal" if bool(some[0]) else "its values are all zero"
+
+
+def _not_a_matrix(weight: Layer) -> str:
+    """Why a weight is not seen as a matrix; with the call that makes it one, if it is a part of a weight."""
+    attribute = weight.name.rpartition(".")[2]
+    if attribute.endswith(("_g", "_v")):
+        return "a part of weight_norm; torch.nn.utils.remove_weight_norm makes it a plain weight"
+    if attribute.endswith("_orig"):
+        return (
+            "a part of spectral_norm or a mask of torch; remove_spectral_norm or prune.remove makes it a plain weight"
+        )
+    if weight.kind == "ParametrizationList":
+        return "parametrized; torch.nn.utils.parametrize.remove_parametrizations makes it a plain weight"
+    axes = f"{len(weight.shape)}-d " if len(weight.shape) > 2 else ""
+    return f"{axes}weights of {weight.kind} are not supported"
 
 
 def _first_set(setting: object, default: object) -> Any:

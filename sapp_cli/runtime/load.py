@@ -21,7 +21,6 @@ from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.errors import CheckpointError, UsageError
 from sapp_cli.grid import BlockGrid
 from sapp_cli.inputs.models import dense_tensor, empty_model
-from sapp_cli.inputs.wrapped_names import inside
 from sapp_cli.layers import matrix_layout
 from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.linear import BlockSparseLinear
@@ -92,7 +91,7 @@ def load_and_explain(
     model: nn.Module, path: str | Path, way: str | None = None, *, keep_blocks: bool = False
 ) -> dict[str, str]:
     """Do what `load` does; {name of a layer: why it stays dense although it is pruned}."""
-    model = inside(model)
+    model = _within_wrappers(model)
     checkpoint = _sparse_one(Path(path))
     for note in checkpoint.notes:
         warnings.warn(note, stacklevel=3)
@@ -119,6 +118,17 @@ def load_and_explain(
         replacement.keeps_blocks = keep_blocks
         setattr(model.get_submodule(parent), attribute, replacement)
     return dense
+
+
+def _within_wrappers(model: nn.Module) -> nn.Module:
+    """The model within DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def _described(dense: Mapping[str, str]) -> str:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 import transformers
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from scripts.make_checkpoints import make_bert, make_gpt2, make_llama, make_resnet, make_vit
 
@@ -31,6 +32,49 @@ def test_plan_accepts_a_new_recipe_as_it_is(sapp, tmp_path, make, task, output_l
     assert plan.code == 0, plan.err
     dense = {layer["name"] for layer in plan.json["layers"] if layer["reason"].startswith("rule")}
     assert dense == set(output_layers)
+
+
+def test_a_head_that_the_class_does_not_know_gets_no_rule(sapp, tmp_path):
+    """As in bert-base-uncased, whose file has the head of BertForPreTraining and whose class is BertForMaskedLM."""
+    make_bert(tmp_path / "model", head="ForMaskedLM")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({**load_file(file), "cls.seq_relationship.weight": np.ones((2, 96), np.float32)}, file)
+    assert sapp("recipes", "init", tmp_path / "model", "-o", tmp_path / "new.yaml").code == 0
+    rules = yaml.safe_load((tmp_path / "new.yaml").read_text())["prune"]["rules"]
+    assert [rule["match"] for rule in rules] == ["cls.predictions.transform.dense.weight"]
+    planned = sapp("plan", tmp_path / "model", "-r", tmp_path / "new.yaml")
+    assert planned.code == 0, planned.err
+
+
+NETWORK = """
+from torch import nn
+
+def build():
+    return nn.ModuleDict({"rnn": nn.LSTM(8, 32), "gru": nn.GRU(32, 16), "h": nn.Linear(32, 32), "fc": nn.Linear(32, 4)})
+"""
+
+
+def test_a_state_dict_alone_needs_a_factory_and_says_what_stays_dense(sapp, tmp_path):
+    scope = {}
+    exec(NETWORK, scope)
+    state = scope["build"]().state_dict()
+    torch.save({"net": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "net.pt")
+    recipe = tmp_path / "new.yaml"
+    assert sapp("recipes", "init", tmp_path / "net.pt", "-o", recipe).code == 0
+    lines = recipe.read_text().splitlines()
+    # LSTM: 4·32·(8 + 32) = 5,120; GRU: 3·16·(32 + 16) = 2,304; 1,152 of the two Linears
+    assert "  #   'module.rnn' (LSTM): 5,120 weights, 60% of the matrix weights, stay dense" in lines
+    assert "  #   'module.gru' (GRU): 2,304 weights, 27% of the matrix weights, stay dense" in lines
+    line = lines.index("  factory: model.py:build") + 1
+    planned = sapp("plan", tmp_path / "net.pt", "-r", recipe)
+    assert planned.code == 2
+    assert planned.err.startswith(
+        f"error: {recipe}:{line}: model.factory: '{tmp_path / 'model.py'}:build': there is no such"
+    )
+    (tmp_path / "model.py").write_text(NETWORK)
+    planned = sapp("plan", tmp_path / "net.pt", "-r", recipe, "--json")
+    assert planned.code == 0, planned.err
+    assert {layer["name"] for layer in planned.json["layers"] if layer["pruned"]} == {"module.h.weight"}
 
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
