@@ -36,13 +36,12 @@ def verbs(command: Any = None, name: str = "sapp") -> Iterator[tuple[str, Any]]:
 
 def examples(command: Any) -> list[str]:
     """The lines of a verb's help that are commands."""
-    return [line for line in (command.help or "").splitlines() if line.startswith("sapp ")]
+    return [line for line in (command.epilog or "").splitlines() if line.startswith("sapp ")]
 
 
 def section(name: str, command: Any) -> str:
     """Heading, sentences, examples, arguments and the table of flags."""
-    text = re.split(r"\n*\x08\n", command.help or "")[0]
-    parts = [f"### {name}", text]
+    parts = [f"### {name}", command.help or ""]
     if examples(command):
         parts.append("\n".join(["```sh", *examples(command), "```"]))
     context = typer.Context(command)

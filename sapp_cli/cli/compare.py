@@ -106,7 +106,7 @@ def compare(
 
     \b
     sapp compare ./my-model -r recipe.yaml -o comparison --sparsity 0.8,0.9
-    sapp compare net.safetensors -r digits -o comparison --block-size 8,16 --jobs 4
+    sapp compare net.safetensors -r digits -o comparison --block-size 8,16 -j 4
     """
     from sapp_cli.checkpoint.lock import locked
     from sapp_cli.checkpoint.output import is_output

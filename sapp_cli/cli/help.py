@@ -32,15 +32,18 @@ def _without_type(parameters: list[Any]) -> list[Any]:
 
 
 def keep_examples(app: typer.Typer) -> None:
-    """Give all verbs the help their docstrings are meant to be: sentences flow, the lines after a backspace stay lines.
+    """Give all verbs the help their docstrings are meant to be: sentences flow, and the examples stand at the end.
 
-    The backspace on a line by itself is click's sign for that. In the list of verbs stands the first clause.
+    Examples are the lines after a backspace on a line by itself, click's sign for lines that stay. In the list of verbs stands
+    the first clause.
     """
     app.info.cls = Verbs
     for command in app.registered_commands:
         assert command.callback is not None  # a verb is registered with its function
         paragraphs = inspect.cleandoc(command.callback.__doc__ or "").split("\n\n")
-        command.help = "\n\n".join(text if text.startswith("\b") else " ".join(text.split()) for text in paragraphs)
+        command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs if not text.startswith("\b"))
+        examples = [line for text in paragraphs if text.startswith("\b") for line in text.splitlines()[1:]]
+        command.epilog = "\n\n".join(examples)  # the last thing on the screen; typer makes a line of each paragraph
         command.short_help = re.split(r"[:;.]", " ".join(paragraphs[0].split()))[0]
         command.cls = Verb
     for group in app.registered_groups:
