@@ -71,7 +71,7 @@ def lines(shown):
             screen[row] = ""
         elif part and not part.startswith("\x1b") and part != "\r":
             screen[row] += part
-    return screen
+    return screen[: row + 1]  # nothing is below the cursor
 
 
 @pytest.mark.parametrize(
