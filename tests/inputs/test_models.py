@@ -10,7 +10,7 @@ from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.errors import CheckpointError, UsageError
 from sapp_cli.inputs.models import load_model
 from sapp_cli.recipe.schema import ModelSection
-from scripts.make_checkpoints import make_bert, make_gpt2, make_vit
+from scripts.make_checkpoints import make_bert, make_gpt2, make_llama, make_vit
 
 FACTORY = """
 import torch
@@ -192,3 +192,21 @@ def test_weights_that_are_not_finite(tmp_path, factory):
     save_file(broken, tmp_path / "net.safetensors")
     with pytest.raises(CheckpointError, match=r"'first\.weight' holds values that are not finite"):
         load_model(open_checkpoint(tmp_path / "net.safetensors"), ModelSection(factory=factory))
+
+
+def test_a_tied_configuration_with_two_matrices_in_the_file_gives_two(tmp_path):
+    make_llama(tmp_path / "llama", tied=True)
+    folder = tmp_path / "llama"
+    file = next(file for file in folder.glob("*.safetensors") if "model.embed_tokens.weight" in load_file(file))
+    tensors = load_file(file)
+    head = torch.randn_like(tensors["model.embed_tokens.weight"])
+    save_file({**tensors, "lm_head.weight": head}, file, {"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        about = json.loads(index.read_text())
+        about["weight_map"]["lm_head.weight"] = file.name
+        index.write_text(json.dumps(about))
+    loaded = load_model(open_checkpoint(folder), ModelSection())
+    assert torch.equal(loaded.model.lm_head.weight, head.float())
+    assert torch.equal(loaded.model.model.embed_tokens.weight, tensors["model.embed_tokens.weight"].float())
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(loaded.names)
