@@ -18,6 +18,7 @@ from sapp_cli.cli.options import (
     check_order,
     read_recipe,
 )
+from sapp_cli.codegen.support import require_instruction_set
 
 ESTIMATE = "Estimate before any training"
 
@@ -126,6 +127,7 @@ def bench(
         )
     if sparsity is not None and not 0 < sparsity < 1:
         raise typer.BadParameter(f"{sparsity:g} is no share between 0 and 1", param_hint="--sparsity")
+    require_instruction_set()
     check_order(path, recipe)
     block = block_shape(block_size)
     loaded = None if recipe is None else read_recipe(recipe, sets, {})

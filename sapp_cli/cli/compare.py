@@ -26,6 +26,7 @@ from sapp_cli.cli.options import (
     VerboseOption,
     check_order,
 )
+from sapp_cli.codegen.support import require_instruction_set
 
 if TYPE_CHECKING:
     from sapp_cli.cli.comparison_progress import ComparisonWatcher
@@ -119,6 +120,7 @@ def compare(
     from sapp_cli.comparing.files import check_files
     from sapp_cli.errors import UsageError
 
+    require_instruction_set()
     check_order(checkpoint, recipe)
     check_place(out, checkpoint)
     if is_output(out):

@@ -20,6 +20,7 @@ from sapp_cli.cli.options import (
     check_order,
     read_recipe,
 )
+from sapp_cli.codegen.support import require_instruction_set
 
 
 def evaluate(
@@ -47,6 +48,7 @@ def evaluate(
     sapp eval ./my-model-sparse -r recipe.yaml
     sapp eval ./my-model-sparse/sparse -r recipe.yaml --json
     """
+    require_instruction_set()
     check_order(checkpoint, recipe)
     flags = {"train.device": ("--device", device), "train.precision": ("--precision", precision)}
     loaded = read_recipe(recipe, sets, flags)

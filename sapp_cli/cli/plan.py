@@ -27,6 +27,7 @@ from sapp_cli.cli.options import (
     read_recipe,
     with_target,
 )
+from sapp_cli.codegen.support import require_instruction_set
 
 
 def plan(
@@ -56,6 +57,7 @@ def plan(
     \b
     sapp plan ./my-model -r text-classification --block-size 32
     """
+    require_instruction_set()
     check_order(checkpoint, recipe, opens=not print_config)
     flags = {
         "prune.block_size": ("--block-size", parse_block_size(block_size)),

@@ -36,6 +36,7 @@ from sapp_cli.cli.options import (
     read_recipe,
     with_target,
 )
+from sapp_cli.codegen.support import require_instruction_set
 
 
 def prune(
@@ -93,6 +94,7 @@ def prune(
 
     if out is None and not print_config:
         raise typer.BadParameter("name the folder to write", param_hint="--out / -o")
+    require_instruction_set()
     check_order(checkpoint, recipe, opens=not print_config)
     shard_bytes = parse_size(max_shard_size) if max_shard_size else None
     if out is not None and (target_size is not None or target_speedup is not None):

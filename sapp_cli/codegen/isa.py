@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
+
+from sapp_cli.errors import UsageError
+
+VARIABLE = "SAPP_ISA"
+"""Of the environment: the name of the instruction set to generate kernels for."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +64,23 @@ def host_isas() -> tuple[Isa, ...]:
     if llvm.get_process_triple().startswith(("aarch64", "arm64")):
         isas.append(Isa("neon", lanes=4, registers=32))
     return (*isas, GENERIC)
+
+
+def chosen_isa() -> Isa:
+    """The instruction set that kernels are generated for: the one that SAPP_ISA names, else the best of this CPU.
+
+    Raises UsageError if SAPP_ISA names none of `host_isas`.
+    """
+    return _named(os.environ.get(VARIABLE, ""))
+
+
+@lru_cache
+def _named(name: str) -> Isa:
+    isas = host_isas()
+    found = next((isa for isa in isas if name in ("", isa.name)), None)
+    if found is None:
+        here = ", ".join(isa.name for isa in isas)
+        raise UsageError(
+            f"SAPP_ISA: {name}, expected an instruction set of this CPU ({here}); set one of these, or none"
+        )
+    return found

@@ -15,6 +15,7 @@ from sapp_cli.codegen.threads import openmp
 from sapp_cli.grid import BlockGrid
 
 if TYPE_CHECKING:
+    from sapp_cli.codegen.isa import Isa
     from sapp_cli.codegen.machine_code import MachineCode
 
 LEAST_WORK = 1 << 18
@@ -81,17 +82,17 @@ def block_passes(grid: BlockGrid) -> BlockPasses | None:
     """Those for this grid's blocks; None where there are none: ragged or narrow blocks, or no llvmlite for this machine."""
     if grid.ragged or grid.block[1] < LEAST_WIDTH or not kernels_work():
         return None
-    return _compiled(grid.block)
+    from sapp_cli.codegen.isa import chosen_isa
+
+    return _compiled(grid.block, chosen_isa())
 
 
 @cache
-def _compiled(block: tuple[int, int]) -> BlockPasses | None:
+def _compiled(block: tuple[int, int], isa: Isa) -> BlockPasses | None:
     """A tenth of a second for blocks that are new."""
-    from sapp_cli.codegen.isa import host_isas
     from sapp_cli.codegen.machine_code import load
     from sapp_cli.passes.pass_code import ENTRIES, PassShape, generate
 
-    isa = host_isas()[0]
     try:
         code = load(generate(PassShape(isa, block), openmp=openmp() is not None), isa, ENTRIES)
     except RuntimeError:  # of LLVM, on a system that forbids new code

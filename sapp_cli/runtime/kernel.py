@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sapp_cli.checkpoint.block_sparse import Indices
-from sapp_cli.codegen.isa import Isa, host_isas
+from sapp_cli.codegen.isa import Isa, chosen_isa
 from sapp_cli.codegen.machine_code import MachineCode, load
 from sapp_cli.codegen.threads import openmp, threads_worth
 from sapp_cli.grid import BlockGrid
@@ -54,9 +54,7 @@ class Kernel:
             f"no kernel for {values.dtype} on {values.device}"
         )
         long_rows = values.nbytes > LONG_ROW * grid.size[0]
-        shape = kernel_shape(
-            isa or host_isas()[0], grid.block, bf16=values.dtype == torch.bfloat16, long_rows=long_rows
-        )
+        shape = kernel_shape(isa or chosen_isa(), grid.block, bf16=values.dtype == torch.bfloat16, long_rows=long_rows)
         shape = replace(shape, scattered=scattered)
         self.weight = pack(values, crow, columns, bias, grid, shape)
         self._code = _compiled(shape)

@@ -48,9 +48,9 @@ def this_machine(device: torch.device | None = None, *, keeps_freed_memory: bool
     """The one this runs on; with the GPU where `device` is one. `keeps_freed_memory`: what that function said."""
     instructions = "none"
     if kernels_work():
-        from sapp_cli.codegen.isa import host_isas
+        from sapp_cli.codegen.isa import chosen_isa
 
-        instructions = host_isas()[0].name
+        instructions = chosen_isa().name
     affinity = getattr(os, "sched_getaffinity", None)
     return Machine(
         cpu=_cpu_name(),

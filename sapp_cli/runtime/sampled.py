@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sapp_cli.checkpoint.block_sparse import Indices
-from sapp_cli.codegen.isa import Isa, host_isas
+from sapp_cli.codegen.isa import Isa, chosen_isa
 from sapp_cli.codegen.machine_code import MachineCode, load
 from sapp_cli.codegen.threads import openmp, threads_worth
 from sapp_cli.grid import BlockGrid
@@ -33,7 +33,7 @@ class SampledProduct:
     def __init__(self, crow: Indices, columns: Indices, grid: BlockGrid, isa: Isa | None = None) -> None:
         """Indices of the kept blocks, as `Kernel` takes them; they must have been checked (`index_problem`)."""
         self._grid = grid
-        self._shape = sampled_shape(isa or host_isas()[0], grid.block)
+        self._shape = sampled_shape(isa or chosen_isa(), grid.block)
         self._crow, self._columns = np.array(crow, np.int32), np.array(columns, np.int32)
         self._indices = self._crow.ctypes.data, self._columns.ctypes.data
         self._code = _compiled(self._shape)

@@ -54,9 +54,9 @@ def _is_known(lower: bool) -> bool:
     """True for a CPU such as the rule was made from: vectors of eight floats and more, bfloat16 without tiles of its own."""
     if not kernels_work():
         return False
-    from sapp_cli.codegen.isa import has_tiles, host_isas
+    from sapp_cli.codegen.isa import chosen_isa, has_tiles
 
-    return host_isas()[0].lanes >= 8 and not (lower and has_tiles())
+    return chosen_isa().lanes >= 8 and not (lower and has_tiles())
 
 
 def measured(layers: Mapping[str, AttachedLayer], rows: Mapping[str, int], lower: bool) -> list[str]:

@@ -19,8 +19,11 @@ from transformers import Trainer, TrainingArguments
 import sapp_cli as sapp
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.checkpoint.statistics import block_statistics
+from sapp_cli.codegen import support
+from sapp_cli.codegen.isa import host_isas
 from sapp_cli.errors import CheckpointError, SappError, SettingError, TrainingError, UsageError
 from sapp_cli.grid import BlockGrid, MatrixLayout
+from sapp_cli.passes.block_passes import block_passes
 from sapp_cli.runtime.linear import BlockSparseLinear
 
 HERE = "HERE"  # the folder that lies ready, where a message names it
@@ -84,6 +87,19 @@ def weights_that_become_infinite(folder: Path) -> None:
 def blocks_that_do_not_fit(folder: Path) -> object:
     crow, col = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 9], dtype=torch.int32)
     return BlockSparseLinear((4, 8), torch.ones(2, 2, 4), crow, col)
+
+
+def passes_for_another_cpu(folder: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAPP_ISA", "avx1024")
+        return block_passes(BlockGrid((4, 8), (4, 4)))
+
+
+def kernels_without_llvm(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAPP_ISA", "avx2")
+        patch.setattr(support, "kernels_work", lambda: False)
+        support.require_instruction_set()
 
 
 def a_model_of_another_shape(folder: Path) -> object:
@@ -202,6 +218,19 @@ CALLS = [
         lambda folder: pruner(allocation="multiply-adds"),
         SettingError,
         "prune.allocation: multiply-adds has to be measured first: give the Pruner `costs`, from sapp_cli.costs",
+    ),
+    Call(
+        "an instruction set that this CPU does not have",
+        passes_for_another_cpu,
+        UsageError,
+        f"SAPP_ISA: avx1024, expected an instruction set of this CPU ({', '.join(isa.name for isa in host_isas())}); "
+        "set one of these, or none",
+    ),
+    Call(
+        "an instruction set where no kernel works",
+        kernels_without_llvm,
+        UsageError,
+        "SAPP_ISA: avx2, but no kernels can be generated on this machine; unset it",
     ),
     Call(
         "blocks outside of a weight",
