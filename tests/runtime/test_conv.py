@@ -19,9 +19,9 @@ from sapp_cli.runtime.conv import BlockSparseConv
 from sapp_cli.runtime.conv_geometry import ConvGeometry, Windows, channels_last
 from sapp_cli.runtime.conv_operators import arguments_of
 from sapp_cli.runtime.linear import BlockSparseLinear
-from tests.runtime.weights import UNIT, sparse_weight
+from tests.runtime.weights import UNIT, has_onednn, sparse_weight
 
-CPU_WAYS = ("kernel", "torch", "dense", "channels-last", "onednn")
+CPU_WAYS = ("kernel", "torch", "dense", "channels-last", *(["onednn"] if has_onednn(torch.float32) else []))
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BLOCK = (8, 8)
 
@@ -115,6 +115,17 @@ def test_every_way(way, last, settings):
     else:
         assert set(choice.seconds) == set(CPU_WAYS) - {"torch"}  # that is for machines without kernels
         assert choice.reason.startswith(f"{choice.way} for up to {256 if choice.bucket == 4 else 64} outputs of x in ")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_onednn_is_a_way_if_torch_has_it_on_this_cpu(dtype):
+    conv, x = dense_conv(padding=1, dtype=dtype), image(1, 20, 6, 6, dtype=dtype)
+    sparse = BlockSparseConv.from_dense(conv, BLOCK, "onednn")
+    if has_onednn(dtype):
+        torch.testing.assert_close(sparse(x), conv(x), rtol=0.02, atol=0.02)
+    else:
+        with pytest.raises(ValueError, match=f"the way 'onednn' is not possible for {dtype} on cpu here; leave it out"):
+            sparse(x)
 
 
 def test_windows_by_hand():
@@ -230,7 +241,7 @@ def test_dense_weights_that_lost_are_not_kept():
     (choice,) = sparse.choices
     copies = sparse.weight_bytes - own
     assert copies < conv.weight.nbytes / 2 if choice.way == "kernel" else copies == conv.weight.nbytes
-    sparse.way = "onednn"
+    sparse.way = CPU_WAYS[-1]
     sparse(x)
     assert sparse.weight_bytes == own + conv.weight.nbytes
 

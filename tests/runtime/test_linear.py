@@ -16,7 +16,7 @@ from sapp_cli.errors import CheckpointError
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import CPU_WAYS
 from sapp_cli.runtime.linear import BlockSparseLinear
-from tests.runtime.weights import assert_near_exact, sparse_weight, triple
+from tests.runtime.weights import assert_near_exact, has_onednn, sparse_weight, triple
 
 BLOCK = (16, 16)
 MATRIX = (80, 56)  # ragged on the right
@@ -39,6 +39,10 @@ def pair(dtype=torch.float32, seed=0, way="kernel", bias=True):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_every_way_gives_the_exact_product_within_its_bound(way, dtype):
     dense, sparse = pair(dtype, way=way)
+    if way == "onednn" and not has_onednn(dtype):
+        with pytest.raises(ValueError, match=f"the way 'onednn' is not possible for {dtype} on cpu here; leave it out"):
+            sparse(torch.zeros(1, MATRIX[1], dtype=dtype))
+        return
     for rows in (1, 3, 70):
         x = torch.randn(rows, MATRIX[1]).to(dtype)
         y = sparse(x)
@@ -49,6 +53,14 @@ def test_every_way_gives_the_exact_product_within_its_bound(way, dtype):
                 y.float(), F.linear(x.float(), dense.weight.float(), dense.bias.float()), rtol=0.02, atol=0.02
             )
     assert [choice.way for choice in sparse.choices] == [way] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_only_ways_that_this_cpu_has_are_measured(dtype):
+    sparse = pair(dtype, way=None)[1]
+    sparse(torch.ones(3, MATRIX[1], dtype=dtype))
+    ways = {"kernel", "torch", "dense"} | ({"onednn"} if has_onednn(dtype) else set())
+    assert set(sparse.choices[0].seconds) == ways
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)

@@ -12,6 +12,13 @@ UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 """Largest relative error of rounding to nearest once."""
 
 
+def has_onednn(dtype):
+    """True if torch says that oneDNN multiplies matrices of this dtype here: bfloat16 needs instructions of the CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def sparse_weight(matrix, block, share, dtype=torch.float32, seed=0):
     """A weight (out, in) in which each block was kept with probability `share`; whole block rows may be empty."""
     generator = torch.Generator().manual_seed(seed)
