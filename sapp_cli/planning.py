@@ -126,7 +126,7 @@ def expected_memory(
     moments = {"adamw": 2, "adam": 2, "sgd": 1 if recipe.optimizer.momentum else 0}[recipe.optimizer.name]
     objective = recipe.objective
     has_teacher = objective.distill.weight > 0 or objective.distill.hidden_states > 0
-    has_teacher = has_teacher or objective.task == "embedding-distillation"
+    has_teacher = has_teacher or objective.task == "embedding-distillation" or objective.distill.teacher is not None
     # Masks are undone by every dense phase, so what they hid is remembered until then.
     comes_back = any(span.phase is Phase.DENSE for span in spans[1:])
     return {

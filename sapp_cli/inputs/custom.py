@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset
 
 from sapp_cli.errors import SourceError
 from sapp_cli.inputs.files import hint
-from sapp_cli.inputs.rows import DataSets, Row, stack_rows
+from sapp_cli.inputs.rows import Batch, Collate, DataSets, Row, describe_batch, stack_rows
 from sapp_cli.recipe.data_section import DataSection
 from sapp_cli.recipe.factory import call_factory
 
@@ -52,6 +53,28 @@ class OwnRows(Dataset[Row]):
             announce(epoch)
 
 
+@dataclass(frozen=True)
+class OwnCollate:
+    """A collate function of the user's; SourceError, with the shapes of the rows, if it raises or returns no batch."""
+
+    function: Collate
+    where: str
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        try:
+            batch = self.function(rows)
+        except MemoryError:
+            raise
+        except Exception as error:
+            shown = "; ".join(describe_batch(row) for row in rows[:2]) + ("; …" if len(rows) > 2 else "")
+            text = f"{self.where}: failed: {type(error).__name__}: {error}; {len(rows)} rows: {shown}"
+            raise SourceError([(KEY, text)]) from error
+        if not isinstance(batch, dict) or not all(isinstance(value, Tensor) for value in batch.values()):
+            text = f"{self.where}: returned a value of type {type(batch).__name__}, expected a dict of tensors"
+            raise SourceError([(KEY, text)])
+        return batch
+
+
 def load_custom_data(data: DataSection) -> DataSets:
     """What `data.factory` returns for `data.kwargs`, checked as far as its first rows tell; the others as they are read.
 
@@ -80,6 +103,8 @@ def load_custom_data(data: DataSection) -> DataSets:
         text = f"{place}: 'collate' is a value of type {type(collate).__name__}, not a function of a list of rows"
         raise SourceError([(KEY, text)])
     description = f"training: {len(train):,} rows of {data.factory}; validation: {len(validation):,} rows of it"
+    if collate is not stack_rows:
+        collate = OwnCollate(collate, f"{place}: 'collate'")
     return DataSets(train, validation, collate, description)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sapp_cli.bits import TORCH_DTYPES, from_bits
 from sapp_cli.checkpoint.damage import quoted
@@ -109,8 +110,15 @@ def _from_factory(checkpoint: Checkpoint, section: ModelSection, state: Mapping[
     if not isinstance(model, nn.Module):
         problem = f"'{section.factory}': returned a value of type {type(model).__name__}, not a torch.nn.Module"
         raise SettingError([("model.factory", problem)])
+    lazy = next((name for name, tensor in model.named_parameters() if is_lazy(tensor)), None)
+    if lazy is not None:
+        problem = (
+            f"'{section.factory}': '{lazy}' has no shape yet, as in nn.LazyLinear; call the model once in the factory, on an "
+            "example, before it is returned"
+        )
+        raise SettingError([("model.factory", problem)])
     model = model.float()
-    wanted = model.state_dict()
+    wanted = _tensors(model)
     plain = unwrapped(state, wanted.__contains__)
     state = {plain[name]: tensor for name, tensor in state.items()}
     tied = _tied_names(model)
@@ -268,7 +276,7 @@ def _map_names(
     loading, a second load tells: of tensors that hold nothing but a number of their own. A weight that was put together
     from several tensors cannot be written back: CheckpointError.
     """
-    model, known = built.model, built.model.state_dict()
+    model, known = built.model, _tensors(built.model)
     prefix = getattr(model, "base_model_prefix", "")
     names = {}
     for name, tensor in state.items():
@@ -300,7 +308,7 @@ def origins(state: Mapping[str, Tensor], build: Callable[[Mapping[str, Tensor]],
     Shape and order of the entries may have changed on the way; that is for the caller to compare.
     """
     marks = {name: torch.full_like(tensor, 1 + index) for index, (name, tensor) in enumerate(state.items())}
-    marked = build(marks).model.state_dict()
+    marked = _tensors(build(marks).model)
     constant = {name: tensor for name, tensor in marked.items() if not tensor.is_complex() and _is_constant(tensor)}
     marked_as = {name: tensor.flatten()[0].item() for name, tensor in constant.items()}
     by_mark = {float(1 + index): name for index, name in enumerate(state)}
@@ -313,6 +321,11 @@ def _uncovered(built: Built, names: Mapping[str, str]) -> set[str]:
     tied = _tied_names(built.model)
     parameters = {name for name, _ in built.model.named_parameters()}
     return {name for name in parameters if not ({name} | tied.get(name, set())) & covered}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without what is not a tensor: a module's extra state may be any object, and is not a weight."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _is_constant(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ from sapp_cli.layers.decisions import (
     rule_matches,
     some_names,
 )
-from sapp_cli.layers.folding import FoldedState
+from sapp_cli.layers.folding import FoldedState, tensor_state
 from sapp_cli.layers.masked_weight import KeptBlocks, MaskedWeight
 from sapp_cli.layers.rows import held, put, rows_held, whole
 
@@ -34,5 +34,6 @@ __all__ = [
     "rows_held",
     "rule_matches",
     "some_names",
+    "tensor_state",
     "whole",
 ]

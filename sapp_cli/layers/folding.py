@@ -10,6 +10,11 @@ from sapp_cli.layers.attached import AttachedLayer
 from sapp_cli.layers.rows import whole
 
 
+def tensor_state(model: nn.Module) -> dict[str, Tensor]:
+    """model.state_dict() without what is not a tensor: a module's extra state may be any object, and is not a weight."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
 class FoldedState(Mapping[str, Tensor]):
     """The model's state dict under the names it had before `attach`, masks folded in; tensors are made when asked for.
 
@@ -18,7 +23,7 @@ class FoldedState(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: nn.Module, names: list[str], attached: Mapping[str, AttachedLayer]) -> None:
-        self._plain = model.state_dict()
+        self._plain = tensor_state(model)
         self._names = names
         self._masked = {name: layer for layer in attached.values() for name in layer.layer.names}
 

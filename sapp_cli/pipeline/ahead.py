@@ -55,7 +55,9 @@ def _look_at(recipe: LoadedRecipe, checkpoint_path: Path, seen: _Seen | None, wa
         require_packages(settings.train.trackers)
         if seen is None or not seen.serves(settings):
             seen = _Seen(settings, read_start(settings, checkpoint_path, watcher))
-            check_fits(seen.start.objective, seen.start.loaded.model, seen.start.data)
+            check_fits(
+                seen.start.objective, seen.start.loaded.model, seen.start.data, batch_size=settings.data.batch_size
+            )
         start = seen.start
         decide_layers(start.loaded.model, settings.prune, start.loaded.stored_names)
         make_schedule(settings.prune, count_steps(settings, rows_in(start.data.train), world=1))

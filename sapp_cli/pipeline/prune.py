@@ -127,7 +127,7 @@ def prune(
         if run.checkpoint.folder:
             check_companions(run.checkpoint.folder)
         model = run.loaded.model
-        check_fits(run.objective, model, run.data)
+        check_fits(run.objective, model, run.data, batch_size=settings.data.batch_size)
         steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
         folder = RunFolder(out)
         inputs, state = _look_for_state(run, folder, out, hashing, watcher, resume=resume, anew=overwrite)

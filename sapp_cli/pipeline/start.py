@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
-from sapp_cli.errors import ResourceError
+from sapp_cli.errors import ResourceError, TrainingError, UsageError
 from sapp_cli.inputs.data import DataSets, load_data
 from sapp_cli.inputs.heads import architecture_of, require_head
 from sapp_cli.inputs.models import LoadedModel, load_model
@@ -47,7 +47,17 @@ class Run:
     def evaluate(self, model: nn.Module, teacher: nn.Module | None, *, alone: bool = False) -> dict[str, float]:
         """The metrics of a model on all validation rows, shared out among the processes unless this one is `alone`."""
         size = self.settings.data.evaluation_batch_size or self.settings.data.batch_size
-        return evaluate(model, self.objective, self.data, size, self.accelerator, teacher=teacher, alone=alone)
+        return evaluate(
+            model,
+            self.objective,
+            self.data,
+            size,
+            self.accelerator,
+            teacher=teacher,
+            alone=alone,
+            doing="evaluation of what was written" if alone else "evaluation",
+            kind=TrainingError if alone else UsageError,
+        )
 
 
 @dataclass(frozen=True)

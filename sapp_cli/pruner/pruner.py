@@ -26,7 +26,7 @@ from sapp_cli.core.masks import attention, from_matrix
 from sapp_cli.core.schedule import Moment, Phase, ramp
 from sapp_cli.core.selection import floor_count, ramp_count, uniform
 from sapp_cli.errors import UsageError
-from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers, left_dense, put
+from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers, left_dense, put, tensor_state
 from sapp_cli.methods import BlockState
 from sapp_cli.pruner.block_fisher import BlockFisher
 from sapp_cli.pruner.decisions import BUDGETS, block_costs, make_schedule
@@ -70,7 +70,7 @@ class Pruner:
         self.layers = decide_layers(model, self.settings, stored_names)
         self.costs = block_costs(self.layers, self.settings, costs)
         self._model = model
-        self._names = list(model.state_dict())
+        self._names = list(tensor_state(model))
         self.attached = attach(model, self.layers, self.method, self.settings.lock_zero_blocks)
         self.support: dict[str, Tensor] = {}
         self.exchanged: float | None = None

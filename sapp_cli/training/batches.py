@@ -47,6 +47,11 @@ class BatchPlan:
         order = self._order(epoch)
         return [self._cut(order, number) for number in range(start, self.batches_per_epoch)]
 
+    def rows_of(self, number: int) -> list[int]:
+        """The rows of batch `number` of the run, for this process."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        return self._cut(self._order(epoch), place)
+
     def places(self, number: int) -> range:
         """Where the rows of batch `number` stand in the order of an epoch, for this process."""
         start = number * self.size * self.world

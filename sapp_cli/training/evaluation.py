@@ -10,11 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from sapp_cli.errors import SappError, UsageError
 from sapp_cli.inputs.data import Batch, DataSets
 from sapp_cli.training.batches import evaluation_batches, evaluation_shares
 from sapp_cli.training.objectives import Objective
 from sapp_cli.training.processes import gather
 from sapp_cli.training.sharding import is_sharded
+from sapp_cli.training.user_code import UserCode
 
 
 @torch.no_grad()
@@ -28,10 +30,13 @@ def evaluate(
     teacher: nn.Module | None = None,
     rows: int | None = None,
     alone: bool = False,
+    doing: str = "evaluation",
+    kind: type[SappError] = UsageError,
 ) -> dict[str, float]:
     """{metric: value} over `rows` evenly spaced validation rows (None: all), the model in eval mode.
 
     Several processes share the rows and all get the metrics; with `alone` this one takes all rows and asks no other.
+    An error of the user's model or metrics is one of `kind`, which begins with `doing`.
 
     Leaves the random state of torch as it was: an evaluation must not change the steps after it.
     """
@@ -39,9 +44,13 @@ def evaluate(
     with evaluation_mode(model), torch.random.fork_rng(devices=_cuda_devices(accelerator)):
         rank, world = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
         batches = evaluation_batches(data, batch_size, rows, rank, world)
-        for batch, counts in _in_step(batches, data, batch_size, rows, world) if is_sharded(model) else _all(batches):
+        shares = list(evaluation_shares(data, batch_size, rows, rank, world))
+        guarded = UserCode(model, objective, shares.__getitem__, kind)
+        each = _in_step(batches, data, batch_size, rows, world) if is_sharded(model) else _all(batches)
+        for number, (batch, counts) in enumerate(each):
             moved = {key: value.to(accelerator.device) for key, value in batch.items()}
-            with accelerator.autocast():
+            with guarded.at(doing, number), accelerator.autocast():
+                guarded.looks_at(0, moved)
                 sums = objective.evaluate(model, moved, teacher)
             for name, (total, count) in sums.items() if counts else ():
                 pair = torch.stack([torch.as_tensor(total).double(), torch.as_tensor(count).double()])

@@ -15,8 +15,9 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from sapp_cli.core.schedule import Moment, Phase
-from sapp_cli.errors import DataError, Interrupted
+from sapp_cli.errors import DataError, Interrupted, TrainingError
 from sapp_cli.inputs.data import Batch, DataSets
+from sapp_cli.inputs.rows import StreamedRows
 from sapp_cli.layers import whole
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe
@@ -35,6 +36,7 @@ from sapp_cli.training.processes import any_of
 from sapp_cli.training.replica import Replica
 from sapp_cli.training.sharding import is_sharded
 from sapp_cli.training.sparse_phases import SparsePhases
+from sapp_cli.training.user_code import UserCode
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def train(
     if keeper:
         keeper.restore(model, pruner, phases, optimizer, accelerator)
     evaluation_size = recipe.data.evaluation_batch_size or recipe.data.batch_size
+    guarded = UserCode(model, objective, None if isinstance(data.train, StreamedRows) else plan.rows_of)
     watch = GradientWatch(pruner.attached, steps) if settings.stop_on_cut_off else None
     began = time.perf_counter() - (keeper.seconds_before if keeper else 0.0)
     with graceful_stop() as stop, phases, compile_errors(settings):
@@ -150,7 +153,11 @@ def train(
             ranges = pruner.attention_ranges().values() if moment.begins else ()
             set_learning_rates(optimizer, learning_rate_share(recipe.lr_schedule, step, steps))
             batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
-            loss, parts = _backward(replica.module, objective, batches, teacher, weights + pruner.logits, accelerator)
+            doing = f"step {step + 1} of {steps} ({moment.phase.value})"
+            with guarded.at(doing, step * settings.accumulate):
+                loss, parts = _backward(
+                    replica.module, objective, batches, teacher, weights + pruner.logits, accelerator, guarded
+                )
             must_be_finite(loss, "the loss", moment, recipe)
             if watch:
                 watch.look(moment)
@@ -177,6 +184,8 @@ def train(
                         accelerator,
                         teacher=teacher,
                         rows=settings.evaluation_rows,
+                        doing=f"evaluation after step {done} of {steps}",
+                        kind=TrainingError,
                     )
                 if collapse:
                     collapse.look(moment, metrics)
@@ -231,6 +240,7 @@ def _backward(
     teacher: nn.Module | None,
     parameters: list[nn.Parameter],
     accelerator: Accelerator,
+    guarded: UserCode,
 ) -> tuple[float, dict[str, float]]:
     """Gradients of the mean loss over all items of the step, wherever they lie; that loss and its parts.
 
@@ -241,6 +251,7 @@ def _backward(
     alone = len(batches) == 1 and accelerator.num_processes == 1
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
+        guarded.looks_at(index, batch)
         with nullcontext() if last or is_sharded(model) else accelerator.no_sync(model):
             with accelerator.autocast():
                 result = objective.loss(model, batch, teacher)

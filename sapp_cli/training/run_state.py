@@ -32,7 +32,7 @@ from sapp_cli.checkpoint.output import write_json
 from sapp_cli.checkpoint.safetensors import SafetensorsFile
 from sapp_cli.checkpoint.write import TensorOut, disk_errors, sync_folder, write_safetensors
 from sapp_cli.errors import CheckpointError
-from sapp_cli.layers import put
+from sapp_cli.layers import put, tensor_state
 from sapp_cli.pruner import Pruner, Ranking
 from sapp_cli.training.processes import gather
 from sapp_cli.training.run_record import StateRecord, read_record
@@ -154,7 +154,7 @@ def collect(
 ) -> dict[str, Tensor]:
     """All tensors that a run needs to go on: {"model.NAME", "keep.NAME", "fisher.NAME", "optimizer.NAME.KEY", …}."""
     pruner.hold()
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in tensor_state(model).items()}
     tensors |= {f"keep.{name}": keep for name, keep in pruner.masks.items()}
     tensors |= {f"support.{name}": keep for name, keep in pruner.support.items()}
     tensors |= {f"fisher.{name}": gathered for name, gathered in pruner.fisher.blocks.items()}
@@ -217,7 +217,7 @@ def _trained(pruner: Pruner) -> dict[int, nn.Parameter]:
 
 def _load(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Model.load_state_dict, for a model that is spread over processes as well."""
-    state = model.state_dict()
+    state = tensor_state(model)
     if {name: tensor.shape for name, tensor in state.items()} != {name: value.shape for name, value in saved.items()}:
         raise ValueError("another model")
     for name, tensor in state.items():

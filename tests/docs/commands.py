@@ -19,6 +19,7 @@ RUN_PAGES: Mapping[str, str] = {
     "howto-hugging-face": f"{PAGES_RUN}test_a_hugging_face_model",
     "howto-images": f"{PAGES_RUN}test_a_folder_of_images",
     "howto-own-loop": "tests/docs/test_own_loop_page.py::test_the_examples",
+    "howto-own-loss": f"{PAGES_RUN}test_a_loss_of_your_own",
     "howto-own-model": f"{PAGES_RUN}test_a_model_of_your_own",
     "howto-resume": f"{PAGES_RUN}test_interrupted_runs",
     "index": f"{PAGES_RUN}test_the_first_page",

@@ -48,6 +48,7 @@ SHORTER = {
     "sapp eval ./my-vit-80/sparse": "--set data.workers=0",
     "sapp plan ./my-model -r text-classification": "--set prune.rules=[] --set prune.min_blocks=1",
     "sapp prune ./my-model": "--block-size 8 --overwrite",
+    "sapp prune reader.safetensors": "--steps 20",
     "sapp prune net.safetensors": "--steps 20 --set train.evaluate_every=null --overwrite",
     "sapp export pruned.safetensors": "--overwrite",
     "sapp recipes init": "--overwrite",
@@ -263,6 +264,11 @@ def test_a_hugging_face_model(sapp, classifier):
 def test_a_model_of_your_own(sapp, checkout, monkeypatch):
     monkeypatch.syspath_prepend(checkout)
     run_page(DOCS / "howto-own-model.md", Terminal(sapp))
+
+
+def test_a_loss_of_your_own(sapp, checkout, monkeypatch):
+    monkeypatch.syspath_prepend(checkout)
+    run_page(DOCS / "howto-own-loss.md", Terminal(sapp))
 
 
 def test_a_folder_of_images(sapp, images):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -48,15 +50,29 @@ def make_objective(section: ObjectiveSection, model: nn.Module) -> Objective:
 
 def _custom(section: ObjectiveSection) -> Objective:
     assert section.factory is not None, "the schema asks for one"
-    if section.distill.weight > 0 or section.distill.hidden_states > 0:
-        problem = "a factory makes the whole loss, distillation included; leave it out"
-        raise SettingError([("objective.distill", problem)])
+    if section.distill.hidden_states > 0:
+        problem = "a factory makes the whole loss, distillation of hidden states included; leave it out"
+        raise SettingError([("objective.distill.hidden_states", problem)])
     loss = load_factory(section.factory, "objective.factory")
+    wants_teacher = section.distill.weight > 0 or section.distill.teacher is not None
+    if wants_teacher and not _takes_teacher(loss):
+        problem = f"'{section.factory}' has no parameter 'teacher'; add one, or leave objective.distill out"
+        raise SettingError([("objective.distill", problem)])
     try:
-        inspect.signature(loss).bind("model", "batch")
+        inspect.signature(loss).bind("model", "batch", **({"teacher": None} if wants_teacher else {}))
     except TypeError as error:
-        problem = f"'{section.factory}': {error}; it is called with (model, batch)"
+        called = "(model, batch, teacher=…)" if wants_teacher else "(model, batch)"
+        problem = f"'{section.factory}': {error}; it is called with {called}"
         raise SettingError([("objective.factory", problem)]) from error
     except ValueError:
         pass  # a callable written in C says nothing of its arguments
-    return Custom(loss, section.factory, section.higher_is_better)
+    return Custom(loss, section.factory, section.higher_is_better, needs_teacher=wants_teacher)
+
+
+def _takes_teacher(loss: Callable[..., Any]) -> bool:
+    """True if the callable has a parameter of that name, or takes any."""
+    try:
+        parameters = inspect.signature(loss).parameters
+    except ValueError:
+        return True  # a callable written in C says nothing of its arguments
+    return "teacher" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -24,26 +24,26 @@ class Custom:
     """What a callable (model, batch) returns: {"loss": scalar tensor, "metrics": {name: (sum, count)}}.
 
     The loss is the mean over the rows of the batch, or over "count" items if that is returned too. Without `directions`
-    the loss is the only metric.
+    the loss is the only metric. If it `needs_teacher`, the callable is given the unpruned model as `teacher=`, in eval mode.
     """
 
-    function: Callable[[nn.Module, Batch], Any]
+    function: Callable[..., Any]
     place: str  # as the recipe names the callable, for messages
     directions: Mapping[str, bool]
+    needs_teacher: bool = False
     name: ClassVar[str] = "factory"
-    needs_teacher: ClassVar[bool] = False
 
     @property
     def metrics(self) -> Mapping[str, bool]:
         return self.directions or {"loss": False}
 
     def loss(self, model: nn.Module, batch: Batch, teacher: nn.Module | None = None) -> LossResult:
-        loss, count, _ = self._call(model, batch)
+        loss, count, _ = self._call(model, batch, teacher)
         return LossResult(loss, count, {})
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch, teacher: nn.Module | None = None) -> Sums:
-        loss, count, metrics = self._call(model, batch)
+        loss, count, metrics = self._call(model, batch, teacher)
         if not self.directions:
             return {"loss": (loss.double() * count, loss.new_tensor(count, dtype=torch.float64))}
         missing = [name for name in self.directions if name not in metrics]
@@ -55,10 +55,12 @@ class Custom:
     def finish(self, reduced: Mapping[str, tuple[float, float]]) -> dict[str, float]:
         return means(reduced)
 
-    def _call(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int, Mapping[str, Any]]:
+    def _call(self, model: nn.Module, batch: Batch, teacher: nn.Module | None) -> tuple[Tensor, int, Mapping[str, Any]]:
         """Loss, its count and the metrics, or SettingError."""
+        if teacher is not None and teacher is not model:
+            teacher.eval()
         try:
-            made = self.function(model, batch)
+            made = self.function(model, batch, **({"teacher": teacher} if self.needs_teacher else {}))
         except (SappError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:

@@ -10,23 +10,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from sapp_cli.errors import DataError
+from sapp_cli.errors import DataError, UsageError
 from sapp_cli.inputs.rows import Batch, DataSets, Targets, describe_batch, rows_in
 from sapp_cli.training.objectives.custom import Custom
 from sapp_cli.training.objectives.forward import Inputs
 from sapp_cli.training.objectives.objective import Objective
 from sapp_cli.training.objectives.supervised import Supervised
+from sapp_cli.training.user_code import describe, is_of_user
 
 
-def check_fits(objective: Objective, model: nn.Module, data: DataSets, *, trains: bool = True) -> None:
+def check_fits(
+    objective: Objective, model: nn.Module, data: DataSets, *, trains: bool = True, batch_size: int | None = None
+) -> None:
     """Run the model on two rows, as in evaluation and, if it `trains`, as in training, and look at every label.
 
     Some models ask more of the data in training (dropout of time steps wants sounds of a certain length). The model and the
-    random states are left as they were. Raises DataError naming the row whose label the model cannot give, or the inputs its
+    random states are left as they were. One row is tried if `batch_size` is 1: batch norm takes no single row in training.
+    Raises UsageError for what the model raises, DataError naming the row whose label the model cannot give, or the inputs its
     forward does not take; SettingError for outputs the task cannot use.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    rows = [data.train[index] for index in range(min(2, rows_in(data.train)))]
+    rows = [data.train[index] for index in range(min(2, batch_size or 2, rows_in(data.train)))]
     batch = {key: value.to(device) for key, value in data.collate(rows).items()}
     teacher = model if objective.needs_teacher else None
     where = ""
@@ -47,14 +51,12 @@ def check_fits(objective: Objective, model: nn.Module, data: DataSets, *, trains
                 where = " in training"
                 model.train()
                 objective.loss(model, batch, teacher)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        if "can't allocate memory" in str(error):  # of the CPU's allocator; told as what it is further up
+    except Exception as error:
+        if not is_of_user(error):
             raise
         taken = ", ".join(sorted(Inputs.of(model).names)) or "anything"
-        raise DataError(
-            f"the model does not take the data{where}: {type(error).__name__}: {error}\n"
+        raise UsageError(
+            f"the model does not take the data{where}: {describe(error)}\n"
             f"  a batch holds {describe_batch(batch)}; {type(model).__name__}.forward takes {taken}"
         ) from error
 

@@ -1,7 +1,8 @@
 """An objective of the user's."""
 
 import pytest
-from torch import tensor
+import torch
+from torch import nn, tensor
 
 from sapp_cli.errors import UsageError
 from tests.training.objectives.answers import Answer, loss_and_gradient, metrics, objective
@@ -62,5 +63,24 @@ def test_objectives_that_return_something_else(factory):
     with pytest.raises(UsageError) as error:
         objective("factory", factory=f"{factory}:loss", distill={"weight": 0.1})
     assert str(error.value) == (
-        "objective.distill: a factory makes the whole loss, distillation included; leave it out"
+        f"objective.distill: '{factory}:loss' has no parameter 'teacher'; add one, or leave objective.distill out"
     )
+
+
+def test_a_loss_with_a_teacher_gets_it_in_eval_mode(tmp_path):
+    (tmp_path / "taught.py").write_text(
+        "def loss(model, batch, teacher):\n"
+        "    assert not teacher.training\n"
+        "    return {'loss': (model(batch['inputs']) - teacher(batch['inputs'])).square().mean()}\n"
+    )
+    asked = objective("factory", factory=f"{tmp_path / 'taught.py'}:loss", distill={"weight": 0.5})
+    assert asked.needs_teacher
+    student, teacher = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    nn.init.constant_(student.weight, 1.0)
+    nn.init.constant_(teacher.weight, 3.0)
+    batch = {"inputs": torch.ones(4, 2), "targets": torch.zeros(4)}
+    assert asked.loss(student, batch, teacher.train()).loss == 16.0  # 2·1 against 2·3
+    named = objective("factory", factory=f"{tmp_path / 'taught.py'}:loss", distill={"teacher": "dense.safetensors"})
+    assert named.needs_teacher
+    with pytest.raises(UsageError, match="missing a required argument: 'teacher'"):
+        objective("factory", factory=f"{tmp_path / 'taught.py'}:loss")

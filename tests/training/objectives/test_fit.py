@@ -1,5 +1,6 @@
 """Whether model and data go together, seen before the first step."""
 
+import inspect
 import random
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn, tensor
 from torch.utils.data import Dataset
 
-from sapp_cli.errors import DataError
+from sapp_cli.errors import DataError, UsageError
 from sapp_cli.inputs.rows import DataSets, Targets, stack_rows
 from sapp_cli.training.objectives import check_fits
 from tests.training.objectives.answers import Layers, metrics, objective
@@ -65,10 +66,12 @@ def test_what_only_training_asks_of_the_data_is_asked_before_it():
     model = LongInTraining(2, 3)
     rows = sets([{"inputs": torch.ones(2), "targets": tensor(1)}] * 2, [1, 1])
     check_fits(objective("classification", model), model, rows, trains=False)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UsageError) as error:
         check_fits(objective("classification", model), model, rows)
+    line = inspect.getsourcelines(LongInTraining.forward)[1] + 2
     assert str(error.value) == (
-        "the model does not take the data in training: ValueError: spans are longer than the sound\n"
+        "the model does not take the data in training: ValueError: spans are longer than the sound "
+        f"(test_fit.py:{line})\n"
         "  a batch holds inputs (2, 2) float32, targets (2,) int64; LongInTraining.forward takes x"
     )
     assert model.training
@@ -97,9 +100,17 @@ def test_inputs_the_model_does_not_take():
     )
 
 
+def test_a_batch_of_one_row_is_tried_as_one():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    rows = sets([{"inputs": torch.ones(2), "targets": tensor(1)}] * 2, [1, 1])
+    check_fits(objective("classification", model), model, rows, batch_size=2)
+    with pytest.raises(UsageError, match="in training: ValueError: Expected more than 1 value per channel"):
+        check_fits(objective("classification", model), model, rows, batch_size=1)
+
+
 def test_inputs_of_another_shape():
     model = nn.Linear(2, 3)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UsageError) as error:
         check_fits(objective("classification", model), model, sets([{"inputs": torch.ones(5), "targets": tensor(0)}]))
     assert str(error.value).splitlines() == [
         "the model does not take the data: RuntimeError: mat1 and mat2 shapes cannot be multiplied (1x5 and 2x3)",

@@ -134,6 +134,31 @@ put(
     ),
 )
 put(
+    "a network with a layer that has no shape yet",
+    "digits.py",
+    "from torch import nn\n\ndef mlp():\n    return nn.Sequential(nn.LazyLinear(512), nn.Linear(512, 10))\n",
+)
+put(
+    "a network whose weight an unknown operator takes",
+    "digits.py",
+    NET.replace("AXES", "")
+    .replace(
+        "return self.output",
+        "nn.functional.bilinear(torch.ones(1, 64), torch.ones(1, 64), self.hidden1.weight.view(8, 64, 64))\n"
+        "        return self.output",
+    )
+    .replace("from torch import nn", "import torch\nfrom torch import nn"),
+)
+put(
+    "a network that fails at a later step",
+    "digits.py",
+    NET.replace("AXES", "").replace(
+        "return self.output",
+        "self.calls = getattr(self, 'calls', 0) + self.training\n"
+        "        if self.calls > 4:\n            raise ValueError('too late')\n        return self.output",
+    ),
+)
+put(
     "a network that keeps weights in another form",
     "digits.py",
     NET.replace("AXES", "")

@@ -58,6 +58,12 @@ put("a collate that is text", "mine.py", (
     "import torch\nROW = {'inputs': torch.ones(64), 'targets': torch.tensor(1)}\n"
     "def rows():\n    return {'train': [ROW], 'validation': [ROW], 'collate': 'stack'}\n"
 ))  # fmt: skip
+COLLATES = (
+    "import torch\nROW = {'inputs': torch.ones(64), 'targets': torch.tensor(1)}\n"
+    "def rows():\n    return {'train': [ROW] * 2, 'validation': [ROW], 'collate': collate}\n"
+)
+put("a collate that fails", "mine.py", COLLATES + "def collate(rows):\n    return {'inputs': rows['inputs']}\n")
+put("a collate that returns a list", "mine.py", COLLATES + "def collate(rows):\n    return rows\n")
 put("a function of rows that fails", "mine.py", "def rows():\n    return open('nowhere.csv')\n")
 put("a function of rows without its arguments", "mine.py", "def rows(folder):\n    return {}\n")
 put("a dataset that fails", "mine.py", (
