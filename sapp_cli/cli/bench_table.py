@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from sapp_cli.report.folding import folded_name
 from sapp_cli.report.wording import by, counted, cut_in_the_middle, percent, printable, rate_text, size_text, time_text
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def inputs_text(model: ModelResult) -> str:
 def _table(model: ModelResult, layers: Sequence[LayerResult], width: int) -> Table:
     """The layers, each standing for so many that are alike (×12), then the whole model."""
     heads = (inputs_text(model), *COLUMNS)
-    rows = [(printable(layer.names[0]), *_cells(layer)) for layer in layers]
+    rows = [(printable(folded_name(layer.names)), *_cells(layer)) for layer in layers]
     alike = [f" ×{len(layer.names)}" if len(layer.names) > 1 else "" for layer in layers]
     total = ("whole model", "", "", "", "", *_times(model.times, 2), "")
     every = [heads, *rows, total]

@@ -96,4 +96,4 @@ def plan(
         seconds = {} if duration is None else {"time": duration.as_json()}
         print_document({**found.as_json(), **seconds})
     else:
-        print_plan(stdout(), found, duration)
+        print_plan(stdout(), found, duration, every_layer=verbose)

@@ -180,7 +180,7 @@ def _print_tables(found: SparsityReport, comparison: Comparison | None) -> None:
     from sapp_cli.report.wording import printable
 
     console = stdout()
-    console.print(layer_table(found, reasons=False, width=console.width))
+    console.print(layer_table(found, console.width))
     if missing := not_counted_text(found):
         console.print(missing, markup=False)
     if comparison is None:

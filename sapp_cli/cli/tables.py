@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from sapp_cli.cli.report_table import layer_table
+from sapp_cli.cli.report_table import TOTALS, plan_table
 from sapp_cli.report.texts import budgets_text, not_counted_text, targeted_text
 from sapp_cli.report.wording import metric_text, percent, printable, size_text, time_text
 
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from sapp_cli.rehearsal import Duration
 
 
-def print_plan(console: Console, plan: Plan, duration: Duration | None = None) -> None:
-    """Layers with their reasons, timetable, sizes, memory, and where it was estimated the time."""
-    console.print(layer_table(plan.report, reasons=True, width=console.width))
+def print_plan(console: Console, plan: Plan, duration: Duration | None = None, every_layer: bool = False) -> None:
+    """Layers with their reasons, timetable, sizes, memory, and where it was estimated the time.
+
+    Layers that are alike share a row unless `every_layer`.
+    """
+    table = plan_table(plan.report, every_layer, console.width)
+    console.print(table)
+    if table.row_count < len(plan.report.layers) + TOTALS:
+        console.print("×: layers that are alike share a row; --verbose gives each its own")
     if missing := not_counted_text(plan.report):
         console.print(missing, markup=False)
     console.print()
