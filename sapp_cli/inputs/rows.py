@@ -36,6 +36,7 @@ class DataSets:
     validation: Dataset[Row]
     collate: Collate
     description: str  # a line or two for the log and the model card
+    notes: tuple[str, ...] = ()  # what was decided in reading them, such as the numbers of names; a line each
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the training rows which pass over them begins, counted from 0; random masks depend on it.

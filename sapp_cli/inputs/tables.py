@@ -39,6 +39,7 @@ class Table:
 
     data: datasets.Dataset
     origin: str  # where it comes from, for messages
+    classes: tuple[str, ...] | None = None  # subfolders of images in the order of their numbers
 
     @property
     def names(self) -> list[str]:
@@ -226,7 +227,8 @@ def _read_image_folders(folders: Sequence[Path], origin: str) -> Table:
         paths += [str(path) for path in found]
         labels += [path.relative_to(folder).parts[0] for path in found]
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
-    return Table(datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features), origin)
+    data = datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
+    return Table(data, origin, tuple(sorted(set(labels))))
 
 
 def _usual(table: Table, *names: str) -> list[str]:

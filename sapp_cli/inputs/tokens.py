@@ -53,15 +53,6 @@ def load_tokenizer(folder: Path | None) -> Any:
             raise DataError(problem) from error
 
 
-def require_positions(max_length: int, config: Mapping[str, Any]) -> None:
-    """Raise SettingError if rows of `max_length` tokens have more positions than the model."""
-    for key in ("max_position_embeddings", "n_positions"):
-        positions = config.get(key)
-        if isinstance(positions, int) and 0 < positions < max_length:
-            problem = f"{max_length} is more than the model's {positions} positions ({key} of config.json)"
-            raise SettingError([("data.max_length", problem)])
-
-
 class TextRows(Dataset[Row]):
     """Some texts of a table, or pairs of texts, tokenized when they are asked for."""
 
@@ -164,9 +155,10 @@ class Padding:
     fill: Mapping[str, int]  # per key
     max_length: int  # no row is padded beyond it
     vocabulary: int | None  # tokens of the model, if known
+    whole: frozenset[str] = frozenset()  # keys with one value, or as many values, for every row
 
     def __call__(self, rows: list[Row]) -> Batch:
-        batch = {key: self._stack([row[key] for row in rows], self.fill.get(key, 0)) for key in rows[0]}
+        batch = {key: self._stack(key, [row[key] for row in rows]) for key in rows[0]}
         greatest = int(batch["input_ids"].max())
         if self.vocabulary is not None and greatest >= self.vocabulary:  # on a GPU a crash without a word
             raise DataError(
@@ -175,23 +167,27 @@ class Padding:
             )
         return batch
 
-    def _stack(self, values: list[Tensor], fill: int) -> Tensor:
-        if values[0].dim() == 0:
-            return torch.stack(values)  # (rows,)
+    def _stack(self, key: str, values: list[Tensor]) -> Tensor:
+        if key in self.whole or values[0].dim() == 0:
+            return torch.stack(values)  # (rows,) or (rows, k)
+        fill = self.fill.get(key, 0)
         longest = max(len(value) for value in values)
         length = max(longest, min(self.max_length, -(-longest // PADDED_TO) * PADDED_TO))
         return torch.stack([F.pad(value, (0, length - len(value)), value=fill) for value in values])  # (rows, L)
 
 
-def padding(tokenizer: Any, config: Mapping[str, Any], max_length: int) -> Padding:
-    """The padding that goes with a tokenizer and the model of `config`."""
-    tokens = (tokenizer.pad_token_id, config.get("pad_token_id"), tokenizer.eos_token_id)
+def padding(tokenizer: Any, config: Mapping[str, Any], max_length: int, *, labelled: bool = False) -> Padding:
+    """The padding that goes with a tokenizer and the model of `config`; `labelled` rows have targets of their own length."""
+    vocabulary = config.get("vocab_size")
+    # The model's own comes first: it looks for it, to find a row's last token or its positions.
+    tokens = (config.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    known = (token for token in tokens if isinstance(token, int) and token >= 0)
     fill = {
         # The attention mask hides it: where no token is meant for it, any will do.
-        "input_ids": next((token for token in tokens if isinstance(token, int)), 0),
+        "input_ids": next((token for token in known if not isinstance(vocabulary, int) or token < vocabulary), 0),
         "attention_mask": 0,
         "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
         TARGETS: IGNORED,
     }
-    vocabulary = config.get("vocab_size")
-    return Padding(fill, max_length, vocabulary if isinstance(vocabulary, int) else None)
+    whole = frozenset({TARGETS}) if labelled else frozenset()
+    return Padding(fill, max_length, vocabulary if isinstance(vocabulary, int) else None, whole)

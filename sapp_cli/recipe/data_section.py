@@ -62,6 +62,10 @@ class DataSection(Section):
 
     columns: ColumnsSection = ColumnsSection()
 
+    labels: dict[str, Annotated[int, Field(ge=0)]] = {}
+    """Of `source: datasets`: the number of each label, `{no: 0, yes: 1}`, if config.json does not name the labels of the
+    rows."""
+
     max_length: PositiveInt = 128
     """Tokens; longer texts are cut. For a causal LM, the length of the pieces the text is packed into."""
 
@@ -85,6 +89,12 @@ class DataSection(Section):
 
     kwargs: dict[str, Any] = {}
     """Keyword arguments of the factory."""
+
+    @model_validator(mode="after")
+    def _labels_are_of_a_table(self) -> DataSection:
+        if self.labels and self.source != "datasets":
+            raise ValueError(f"labels is given, but source is {self.source}; labels goes with source: datasets")
+        return self
 
     @model_validator(mode="after")
     def _factory_and_source_agree(self) -> DataSection:

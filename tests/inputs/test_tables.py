@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features
+from datasets import Dataset
 from PIL import Image
 
 from sapp_cli.errors import DataError, UsageError
-from sapp_cli.inputs.labels import model_classes, read_targets
 from sapp_cli.inputs.tables import choose_columns, file_format, read_table, require_columns
 from sapp_cli.recipe.data_section import ColumnsSection
 
@@ -158,73 +157,6 @@ def test_equal_rows_have_equal_digests_whatever_else_is_in_the_table(tmp_path):
     one = table_of(tmp_path / "1.csv", "id,text,label\n1,hello,0\n2,world,1\n")
     two = table_of(tmp_path / "2.jsonl", '{"label": 1, "text": "world"}\n{"label": 0, "text": "hello"}\n')
     assert one.digests(["text", "label"]) == two.digests(["text", "label"])[::-1]
-
-
-# Labels
-
-
-def labels(values, task="classification", classes=None, feature=None):
-    features = None if feature is None else Features({"label": feature})
-    from sapp_cli.inputs.tables import Table
-
-    data = Dataset.from_dict({"label": values}, features=features)
-    targets, known = read_targets(Table(data, "rows.csv"), "label", task, classes)
-    return targets.tolist(), known
-
-
-def test_classes_of_the_model():
-    assert model_classes({}) is None
-    assert model_classes({"label2id": {"LABEL_0": 0, "LABEL_1": 1}}) is None
-    assert model_classes({"label2id": {"no": 0, "yes": "1"}}) == {"no": 0, "yes": 1}
-    assert model_classes({"id2label": {"0": "no", "1": "yes"}}) == {"no": 0, "yes": 1}
-
-
-def test_names_of_classes_become_numbers():
-    assert labels(["dog", "cat", "dog"]) == ([1, 0, 1], {"cat": 0, "dog": 1})
-    assert labels(["dog", "cat", "dog"], classes={"dog": 0, "cat": 1})[0] == [0, 1, 0]
-    assert labels(["no", "yes"], task="binary")[0] == [0.0, 1.0]
-
-
-def test_numbers_stay_what_they_are():
-    assert labels([3, 0, 7]) == ([3, 0, 7], None)
-    assert labels([True, False])[0] == [1, 0]
-    assert labels([0.5, 2.0], task="regression")[0] == [0.5, 2.0]
-    assert labels([1, 0], task="binary", classes={"no": 0, "yes": 1})[0] == [1.0, 0.0]
-
-
-def test_class_labels_are_put_in_the_order_of_the_model():
-    feature = ClassLabel(names=["cat", "dog"])
-    assert labels([0, 1], feature=feature, classes={"dog": 0, "cat": 1})[0] == [1, 0]
-    assert labels([0, 1], feature=feature, classes={"DOG": 0, "CAT": 1})[0] == [0, 1]
-    assert labels([0, 1], feature=feature)[0] == [0, 1]
-    assert labels([0, -1], feature=feature, classes={"dog": 0, "cat": 1})[0] == [0, -1]  # refused later, with its row
-
-
-@pytest.mark.parametrize(
-    ("values", "task", "message"),
-    [
-        (["cat", "dgo"], "classification", "is 'dgo' in row 1 (counted from 0), which is no class: cat, dog; nearest: 'dog'"),
-        ([0.0, 1.5], "classification", "holds 0.0 in row 0 (counted from 0); objective.task classification takes whole "
-         "numbers or names of classes; for numbers to be met set objective.task regression"),
-        ([0, None], "classification", "is empty in row 1 (counted from 0)"),
-        ([0.0, float("inf")], "regression", "is inf in row 1 (counted from 0), which is no finite number"),
-        (["1.5"], "regression", "is '1.5' in row 0 (counted from 0), which is no finite number"),
-        ([0, 2], "binary", "is 2 in row 1 (counted from 0); objective.task binary takes 0 to 1"),
-    ],
-)  # fmt: skip
-def test_labels_that_cannot_be(values, task, message):
-    with pytest.raises(DataError) as error:
-        labels(values, task, classes={"cat": 0, "dog": 1})
-    assert str(error.value) == f"rows.csv: column 'label' {message}"
-
-
-def test_a_class_named_anew_in_the_validation_rows(tmp_path):
-    _, known = labels(["dog", "cat"])
-    with pytest.raises(DataError) as error:
-        labels(["cow"], classes=known)
-    assert (
-        str(error.value) == "rows.csv: column 'label' is 'cow' in row 0 (counted from 0), which is no class: cat, dog"
-    )
 
 
 def datasets_quiet():

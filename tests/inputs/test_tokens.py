@@ -5,8 +5,9 @@ import torch
 from torch import tensor
 
 from sapp_cli.errors import DataError, UsageError
+from sapp_cli.inputs.positions import require_positions
 from sapp_cli.inputs.tables import read_table
-from sapp_cli.inputs.tokens import Padding, TextRows, load_tokenizer, pack, padding, require_positions
+from sapp_cli.inputs.tokens import Padding, TextRows, load_tokenizer, pack, padding
 
 
 @pytest.fixture

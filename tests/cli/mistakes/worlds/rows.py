@@ -107,6 +107,31 @@ def _(folder: Path) -> None:
     (folder / "rows.jsonl").write_text('{"text": "a", "label": "good"}\n{"text": "b", "label": "bset"}\n')
 
 
+GOOD, BAD = '{"text": "a", "label": "good"}', '{"text": "b", "label": "bad"}'
+
+
+def of_classes(name: str, *lines: str, **config: Any) -> None:
+    """A world with these rows, and these keys of config.json."""
+    settings(name, "bert/config.json", **config)
+    configure = WORLDS.pop(name)
+
+    @world(name)
+    def _(folder: Path) -> None:
+        configure(folder)
+        (folder / "rows.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+NAMED = {"label2id": {"bad": 0, "good": 1, "best": 2}, "id2label": {"0": "bad", "1": "good", "2": "best"}}
+of_classes("names that the model has not", GOOD, BAD)
+of_classes("names in data.labels, but for one", GOOD, BAD, '{"text": "c", "label": "best"}')
+of_classes("labels of another number than the model's", GOOD, **NAMED)
+of_classes("label2id and id2label at odds", GOOD, label2id={"a": 0, "b": 1, "c": 2}, id2label=NAMED["id2label"])
+of_classes("num_labels and id2label at odds", GOOD, num_labels=5)
+of_classes("several labels for a classifier of one", '{"text": "a", "label": [1, 0, 1]}')
+of_classes("rows of two and of three labels", '{"text": "a", "label": [1, 0, 1]}', '{"text": "b", "label": [1, 0]}')
+of_classes("a label among several that is no class", '{"text": "a", "label": ["a", "d"]}')
+
+
 @world("no tokenizer")
 def _(folder: Path) -> None:
     for path in (folder / "bert").glob("tokenizer*"):
