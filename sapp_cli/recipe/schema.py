@@ -49,9 +49,9 @@ class ObjectiveSection(Section):
     task: Literal[
         "classification", "regression", "binary", "causal-lm", "masked-lm", "embedding-distillation", "factory"
     ] = "classification"
-    """classification: cross-entropy, accuracy; regression: squared error; binary: log loss of one logit; causal-lm and
-    masked-lm: cross-entropy of tokens, perplexity; embedding-distillation: 1 − cosine between the pooled embeddings of
-    model and source; factory: a callable of yours."""
+    """classification: cross-entropy, accuracy; regression: squared error; binary: log loss of one logit, or of one
+    for each of several labels a row; causal-lm and masked-lm: cross-entropy of tokens, perplexity; embedding-distillation:
+    1 − cosine between the pooled embeddings of model and source; factory: a callable of yours."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of classification."""
@@ -59,8 +59,9 @@ class ObjectiveSection(Section):
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Of masked-lm: share of the tokens to predict."""
 
-    pooling: Literal["mean", "cls"] = "mean"
-    """Of embedding-distillation: how token vectors become one sentence vector."""
+    pooling: Literal["mean", "cls", "max", "last", "weighted-mean"] | None = None
+    """Of embedding-distillation: how token vectors become one sentence vector. null: as the checkpoint's modules.json says,
+    else mean. weighted-mean: a token counts as often as its place says; last: the last token."""
 
     distill: DistillSection = DistillSection()
 

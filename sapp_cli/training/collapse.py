@@ -22,6 +22,8 @@ NOTHING_LEFT = 0.05  # of the way from guessing to the dense model
 WORTH_A_LOOK = 0.1  # a dense model less than that above guessing, relative to either, can fall nowhere
 RECOVERY = 0.25  # of a sparse phase: a dip right after sparsification is normal
 PATIENCE = 2  # evaluations running
+FAR = 2.0
+"""Times that a figure is worse than guessing before it is worth a warning."""
 ROWS = 500  # whose targets are looked at
 
 
@@ -32,6 +34,13 @@ class Guess:
     metric: str
     value: float
     higher_is_better: bool
+
+    def is_far_above(self, value: float, rows: int) -> bool:
+        """True if a model that reached `value` on so many rows is far worse, and not by the chance of a few rows."""
+        if not self.higher_is_better:
+            return value > FAR * self.value
+        spread = math.sqrt(max(self.value * (1 - self.value), 0) / max(rows, 1))
+        return value < self.value / FAR and value < self.value - 3 * spread
 
 
 class CollapseWatch:
@@ -77,9 +86,10 @@ def guess_of(objective: Objective, model: nn.Module, data: DataSets) -> Guess | 
     if objective.name == "classification":  # always the most frequent class
         counts = torch.bincount(_targets(data).long().flatten())
         return Guess("accuracy", float(counts.max() / counts.sum()), True)
-    if objective.name == "binary":  # always the share of ones
-        share = float(_targets(data).double().mean())
-        return Guess("logloss", -sum(p * math.log(p) for p in (share, 1 - share) if p > 0), False)
+    if objective.name == "binary":  # always the share of ones, of each label its own
+        shares = _targets(data).double().mean(0).flatten()
+        entropies = -(torch.xlogy(shares, shares) + torch.xlogy(1 - shares, 1 - shares))
+        return Guess("logloss", float(entropies.mean()), False)
     if objective.name == "regression":  # always the mean
         targets = _targets(data).double()
         return Guess("mse", float((targets - targets.mean(0)).square().mean()), False)

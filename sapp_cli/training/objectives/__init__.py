@@ -37,7 +37,7 @@ def make_objective(section: ObjectiveSection, model: nn.Module) -> Objective:
         if section.distill.weight > 0:
             problem = "embedding-distillation is distillation already; leave it 0"
             raise SettingError([("objective.distill.weight", problem)])
-        return EmbeddingDistillation(inputs, section.pooling, section.distill.hidden_states)
+        return EmbeddingDistillation(inputs, section.pooling or "mean", section.distill.hidden_states)
     tasks: dict[str, Task] = {
         "classification": Classification(section.label_smoothing),
         "regression": Regression(),

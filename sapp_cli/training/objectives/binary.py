@@ -1,6 +1,6 @@
-"""Yes or no: log loss of one logit.
+"""Yes or no: log loss of one logit, or of one for each of several labels.
 
-n: rows.
+n: rows.  k: labels of a row.
 """
 
 from __future__ import annotations
@@ -38,16 +38,24 @@ def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> 
 
 @dataclass(frozen=True)
 class Binary:
-    """Log loss of the probability σ(z) and targets from 0 to 1. Of two logits, z is the second less the first."""
+    """Log loss of the probability σ(z) and targets from 0 to 1. Of two logits and one target, z is the second less the first.
+
+    Of several targets a row, as many logits are questions of their own: loss and accuracy of a row are the means of its
+    labels, and the AUC is that of all rows and labels together.
+    """
 
     name: ClassVar[str] = "binary"
     metrics: ClassVar[Mapping[str, bool]] = {"logloss": False, "auc": True, "accuracy": True}
 
     def items(self, logits: Tensor, targets: Tensor) -> Items:
-        rows = targets.numel()
-        shape = tuple(logits.shape)
+        if targets.dim() == 2 and targets.shape[1] > 1 and targets.shape == logits.shape:
+            return Items(logits, targets.float())  # (n, k)
+        rows, shape = len(targets), tuple(logits.shape)
         if tuple(targets.shape) not in ((rows,), (rows, 1)) or shape not in ((rows,), (rows, 1), (rows, 2)):
-            problem = f"binary takes one logit or two and one target a row, not {shape} and {tuple(targets.shape)}"
+            problem = (
+                "binary takes one logit or two and one target a row, or as many of each, not "
+                f"{shape} and {tuple(targets.shape)}"
+            )
             raise SettingError([("objective.task", problem)])
         logit = (
             logits[:, 1] - logits[:, 0] if shape == (rows, 2) else logits.reshape(rows)
@@ -55,19 +63,20 @@ class Binary:
         return Items(logit, targets.reshape(rows).float())
 
     def losses(self, items: Items) -> Tensor:
-        return F.binary_cross_entropy_with_logits(items.logits, items.targets, reduction="none")
+        return _of_rows(F.binary_cross_entropy_with_logits(items.logits, items.targets, reduction="none"))
 
     def distances(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        return binary_divergence(student, teacher, temperature)
+        return _of_rows(binary_divergence(student, teacher, temperature))
 
     def measures(self, items: Items) -> dict[str, Tensor]:
-        return {"logloss": self.losses(items), "accuracy": (items.logits > 0) == (items.targets > 0.5)}
+        right = (items.logits > 0) == (items.targets > 0.5)
+        return {"logloss": self.losses(items), "accuracy": _of_rows(right.float())}
 
     def histograms(self, items: Items) -> Sums:
         """{"auc": how many of the targets 1, and of the targets 0, have a logit in each bin}."""
-        logits = items.logits.cpu().nan_to_num(0.0).clamp(-LIMIT, LIMIT)  # CUDA counts in no fixed order
+        logits = items.logits.flatten().cpu().nan_to_num(0.0).clamp(-LIMIT, LIMIT)  # CUDA counts in no fixed order
         bins = ((logits + LIMIT) * (BINS - 1) / (2 * LIMIT)).round().long()
-        targets = items.targets.cpu().double()
+        targets = items.targets.flatten().cpu().double()
         return {"auc": (torch.bincount(bins, targets, BINS), torch.bincount(bins, 1 - targets, BINS))}
 
     def finish(self, reduced: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
@@ -78,3 +87,8 @@ class Binary:
 
     def require_targets(self, targets: Targets, logits: Tensor) -> None:
         """They were checked when they were read."""
+
+
+def _of_rows(values: Tensor) -> Tensor:
+    """(n,): the mean over the labels of each row, of (n,) or (n, k)."""
+    return values if values.dim() == 1 else values.mean(-1)

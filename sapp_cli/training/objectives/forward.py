@@ -6,6 +6,7 @@ B: rows of the batch.  L: tokens of a row.  D: hidden size.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,7 @@ def hidden_states_of(output: Any) -> tuple[Tensor, ...]:
 
 
 def pooled(output: Any, batch: Batch, pooling: str) -> Tensor:
-    """One fp32 vector a row, (B, D): the mean over the row's tokens or its first one; a matrix is taken as it is.
+    """One fp32 vector a row, (B, D), from those of its tokens as `objective.pooling` says; a matrix is taken as it is.
 
     Raises SettingError where the model gives no last_hidden_state.
     """
@@ -125,6 +126,14 @@ def pooled(output: Any, batch: Batch, pooling: str) -> Tensor:
     if pooling == "cls":
         return states[:, 0]
     weights = token_weights(states, batch)  # (B, L, 1)
+    if pooling == "max":
+        return states.masked_fill(weights == 0, -math.inf).amax(1)
+    places = torch.arange(1, states.shape[1] + 1, device=states.device, dtype=states.dtype)[:, None]  # (L, 1)
+    if pooling == "last":
+        last = (weights * places).argmax(1)  # (B, 1)
+        return states.take_along_dim(last[..., None], dim=1)[:, 0]
+    if pooling == "weighted-mean":
+        weights = weights * places
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 

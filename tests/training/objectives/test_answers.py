@@ -115,7 +115,7 @@ def test_half_precision_logits_are_lifted():
             "binary",
             torch.zeros(2, 3),
             tensor([0.0, 1.0]),
-            "objective.task: binary takes one logit or two and one target a row, not (2, 3) and (2,)",
+            "objective.task: binary takes one logit or two and one target a row, or as many of each, not (2, 3) and (2,)",
         ),
         (
             "causal-lm",

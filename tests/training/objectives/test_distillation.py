@@ -8,6 +8,7 @@ from torch import nn, tensor
 from torch.nn import functional as F
 
 from sapp_cli.errors import UsageError
+from sapp_cli.training.objectives.forward import pooled
 from tests.training.objectives.answers import Answer, Fixed, Layers, loss_and_gradient, metrics, objective
 
 LN2 = math.log(2)
@@ -181,3 +182,20 @@ def test_embeddings_of_models_that_have_none():
     with pytest.raises(UsageError) as error:
         objective("embedding-distillation", distill={"weight": 0.5})
     assert str(error.value) == "objective.distill.weight: embedding-distillation is distillation already; leave it 0"
+
+
+@pytest.mark.parametrize(
+    ("pooling", "vectors"),
+    [
+        ("mean", [[2.0, 3.0], [5.0, 1.0]]),
+        ("cls", [[1.0, 4.0], [5.0, 1.0]]),
+        ("max", [[3.0, 4.0], [5.0, 1.0]]),
+        ("last", [[3.0, 2.0], [5.0, 1.0]]),
+        ("weighted-mean", [[7 / 3, 8 / 3], [5.0, 1.0]]),
+    ],
+)
+def test_token_vectors_become_one_by_hand(pooling, vectors):
+    """Two tokens (1, 4), (3, 2) and one (5, 1); what stands in the padding, 9, counts nowhere."""
+    states = tensor([[[1.0, 4.0], [3.0, 2.0], [9.0, 9.0]], [[5.0, 1.0], [9.0, 9.0], [9.0, 9.0]]])
+    batch = {"attention_mask": tensor([[1, 1, 0], [1, 0, 0]])}
+    torch.testing.assert_close(pooled({"last_hidden_state": states}, batch, pooling), tensor(vectors))

@@ -99,6 +99,19 @@ def test_the_area_under_the_curve_is_scikit_learns():
         assert metrics(objective("binary"), {"inputs": tensor([3.0, 3.0]), "targets": one_label})["auc"] == 0.5
 
 
+def test_several_labels_a_row_are_questions_of_their_own():
+    """σ(±ln 3) = 3/4 and 1/4: losses ln 4/3, ln 4, ln 2, ln 4/3; of four answers, one (p = 1/4 for a 1) is wrong."""
+    third = math.log(3)
+    batch = {"inputs": tensor([[third, -third], [0.0, -third]]), "targets": tensor([[1, 1], [0, 0]])}
+    result, gradient = loss_and_gradient(objective("binary"), batch)
+    assert (result.loss.item(), result.count) == (pytest.approx((2 * math.log(4 / 3) + math.log(4) + LN2) / 4), 2)
+    torch.testing.assert_close(gradient, tensor([[-0.25, -0.75], [0.5, 0.25]]) / 4)  # (σ(z) − y) / 4
+    found = metrics(objective("binary"), batch)
+    assert found["accuracy"] == 0.75
+    # Ones have ln 3 and −ln 3, zeros 0 and −ln 3: pairs 1, 1, 0 and one half of four.
+    assert found["auc"] == 2.5 / 4
+
+
 def test_the_gradient_of_the_log_loss():
     batch = {"inputs": tensor([math.log(3)]), "targets": tensor([1])}
     torch.testing.assert_close(loss_and_gradient(objective("binary"), batch)[1], tensor([-0.25]))  # σ(z) − y
