@@ -15,7 +15,9 @@ from sapp_cli.checkpoint.reparametrized import parts_of_weights
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.grid import BlockGrid, MatrixLayout
 from sapp_cli.inputs import heads
-from sapp_cli.inputs.heads import architecture_of, head_of
+from sapp_cli.inputs.heads import architecture_of, head_of, kinds_of_labels
+from sapp_cli.inputs.positions import positions_of
+from sapp_cli.inputs.sentences import sentence_modules
 from sapp_cli.inputs.wrapped_names import unwrapped, without_wrappers
 
 BLOCKS = (8, 16, 32, 64)
@@ -42,22 +44,24 @@ FILES = "  files:\n    train: train.{ending}          # {what}\n    validation: 
 TEXT = "  format: text\n" + FILES
 TENSORS = "  source: tensors\n  files:\n    train: train.npz              # {what}\n    validation: validation.npz"
 IMAGES = "  format: imagefolder\n  files:\n    train: train                  # {what}\n    validation: validation"
-POOLING = ("  pooling: mean                   # or cls",)
 
 TEXT_CLASSIFICATION = Task(
     "classification", FILES.format(ending="jsonl", what='lines {"text": …, "label": …}; csv and parquet too')
 )
 IMAGE_CLASSIFICATION = Task("classification", IMAGES.format(what="one subfolder a class"))
+LABELLED_IMAGES = FILES.format(ending="parquet", what="columns `image` and `label`, a number or a list of 0 and 1")
 TENSOR_CLASSIFICATION = Task("classification", TENSORS.format(what="arrays `inputs` and `targets`; safetensors too"))
 AUDIO_CLASSIFICATION = Task(
     "classification", TENSORS.format(what="arrays `inputs`, as the model's processor makes them, and `targets`")
 )
-CAUSAL_LM = Task("causal-lm", TEXT.format(ending="txt", what="plain text") + "\n  max_length: 512")
+LONG = 512
+"""Tokens of a piece of text that a language model is given, if it has as many positions."""
+CAUSAL_LM = Task("causal-lm", TEXT.format(ending="txt", what="plain text") + f"\n  max_length: {LONG}")
 MASKED_LM = Task("masked-lm", TEXT.format(ending="txt", what="plain text"))
 TEXT_EMBEDDING = Task(
-    "embedding-distillation", TEXT.format(ending="txt", what="one sentence a line; no labels are needed"), POOLING
+    "embedding-distillation", TEXT.format(ending="txt", what="one sentence a line; no labels are needed"), ()
 )
-IMAGE_EMBEDDING = Task("embedding-distillation", IMAGES.format(what="no labels are needed"), POOLING)
+IMAGE_EMBEDDING = Task("embedding-distillation", IMAGES.format(what="no labels are needed"), ())
 YOURS = Task(
     "factory",
     TENSORS.format(what="arrays named as your function wants them; or `source: factory`"),
@@ -95,6 +99,35 @@ def _task(config: Mapping[str, Any] | None) -> Task:
     return IMAGE_EMBEDDING if head is heads.NO_HEAD and sees else TASKS[head]
 
 
+def _as_config_says(task: Task, checkpoint: Checkpoint) -> Task:
+    """The task with what config.json says of a classifier's labels, and modules.json of an encoder's pooling.
+
+    Raises CheckpointError or SettingError if these files are damaged or ask for what sapp does not do.
+    """
+    if task.name == "classification" and checkpoint.config is not None:
+        kinds, why = kinds_of_labels(checkpoint.config, f"{checkpoint.path}/config.json")
+        if kinds[0] != task.name:
+            data = (
+                LABELLED_IMAGES
+                if task is IMAGE_CLASSIFICATION
+                else task.data.replace(
+                    '"label": …}', '"label": [0, 1, …]}' if kinds == ("binary",) else '"label": 0.5}'
+                )
+            )
+            return Task(kinds[0], data, (f"  # config.json has {why}", *task.objective))
+    if task is CAUSAL_LM:
+        shortest = min([LONG, *positions_of(checkpoint.config or {}).values()])
+        return Task(task.name, task.data.replace(f"max_length: {LONG}", f"max_length: {shortest}"), task.objective)
+    if task.name == "embedding-distillation":
+        modules = sentence_modules(checkpoint.folder)
+        source = (
+            "null is mean; cls, max and more" if modules is None else f"as {modules.place.parent.name}/config.json says"
+        )
+        line = f"  pooling: {'mean' if modules is None else modules.pooling:<22} # {source}"
+        return Task(task.name, task.data, (line, *(f"  # {text}" for text in (modules.left_out if modules else ()))))
+    return task
+
+
 def starter_recipe(checkpoint: Checkpoint) -> str:
     """The text of a recipe that `sapp plan` accepts for this checkpoint as it is; its comments say what to fill in.
 
@@ -102,10 +135,10 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
     """
     checkpoint.require_weights()
     architecture = architecture_of(checkpoint.config)
-    task = _task(checkpoint.config)
+    task = _as_config_says(_task(checkpoint.config), checkpoint)
     shares = {block: _share(checkpoint, block) for block in BLOCKS}
     block = _block(shares)
-    trained_for = "a loss of your own" if task is YOURS else task.name
+    trained_for = "a loss of your own" if task.name == "factory" else task.name
     lines = [
         f"# {_title(checkpoint, architecture)}: {trained_for}, 80 % in {block}×{block} blocks",
         "#",

@@ -149,8 +149,9 @@ def bench(
         result = measure(path, settings, say)
     else:
         from sapp_cli.pipeline.evaluate import bench_inputs
+        from sapp_cli.pipeline.watcher import Notes
 
-        model, inputs = bench_inputs(loaded, path, sizes)
+        model, inputs = bench_inputs(loaded, path, sizes, Notes(say), whole=mask is None)
         result = measure(path, settings, say, loaded=model, inputs=inputs, section=loaded.recipe.prune)
     if as_json:
         print_document(result.as_json())

@@ -54,12 +54,13 @@ def evaluate(
     loaded = read_recipe(recipe, sets, flags)
 
     from sapp_cli.cli.console import stdout
-    from sapp_cli.cli.notes import describe
+    from sapp_cli.cli.notes import describe, sayer
     from sapp_cli.cli.tables import print_metrics
     from sapp_cli.pipeline.evaluate import evaluate_checkpoint
+    from sapp_cli.pipeline.watcher import Notes
 
     describe(checkpoint, quiet, verbose)
-    metrics = evaluate_checkpoint(loaded, checkpoint, teacher)
+    metrics = evaluate_checkpoint(loaded, checkpoint, teacher, Notes(sayer(quiet)))
     if metrics is None:
         return  # one of several processes; the main one tells
     if as_json:

@@ -78,12 +78,13 @@ def plan(
         return
 
     from sapp_cli.cli.console import stdout
-    from sapp_cli.cli.notes import describe
+    from sapp_cli.cli.notes import describe, sayer
     from sapp_cli.cli.tables import print_plan
     from sapp_cli.pipeline.plan import plan as plan_run
+    from sapp_cli.pipeline.watcher import Notes
 
     describe(checkpoint, quiet, verbose)
-    found = plan_run(loaded, checkpoint)
+    found = plan_run(loaded, checkpoint, Notes(sayer(quiet)))
     duration = None
     if estimate_time:
         from sapp_cli.cli.progress import ProgressWatcher

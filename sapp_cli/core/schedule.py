@@ -145,10 +145,18 @@ class ScheduledPhase:
     stop: int
 
 
+class TooFewSteps(ValueError):
+    """A run in which a phase would get no step; `fewest` steps are enough."""
+
+    def __init__(self, fewest: int, message: str) -> None:
+        super().__init__(message)
+        self.fewest = fewest
+
+
 class PhaseSchedule:
     """The phases of a run of `steps` steps, boundaries at ⌊f·steps + ½⌋ of the exact cumulative fractions.
 
-    Raises ValueError, naming the smallest number of steps that works, if a phase would get none.
+    Raises TooFewSteps, naming the smallest number of steps that works, if a phase would get none.
     """
 
     def __init__(self, spans: tuple[Span, ...], steps: int) -> None:
@@ -157,9 +165,10 @@ class PhaseSchedule:
         if not _all_positive(bounds):
             fewest = next(n for n in range(max(steps, 1), 10**9) if _all_positive(_bounds(spans, n)))
             short = next(i for i, span in enumerate(spans) if bounds[i] == bounds[i + 1])
-            raise ValueError(
+            raise TooFewSteps(
+                fewest,
                 f"{steps} steps leave none for the phase '{spans[short].phase.value}' of round {spans[short].round}; "
-                f"this timetable of {len(spans)} phases needs at least {fewest} steps"
+                f"this timetable of {len(spans)} phases needs at least {fewest} steps",
             )
         self.steps = steps
         self.phases = tuple(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.errors import SettingError
+from sapp_cli.inputs.classes import CLASSIFIERS, classes_of
 
 if TYPE_CHECKING:  # pydantic takes a second, and `recipes init` does without
     from sapp_cli.recipe.schema import Recipe
@@ -47,6 +48,34 @@ def head_of(architecture: str) -> Head | None:
     return next((head for head in HEADS if architecture.endswith(head.endings)), None)
 
 
+def kinds_of_labels(config: Mapping[str, Any], place: str = "config.json") -> tuple[Sequence[str], str]:
+    """The tasks that train the head of a classifier, the usual one first, and what of config.json says so."""
+    kind, classes = config.get("problem_type"), classes_of(config, place)
+    if kind == "multi_label_classification":
+        return ("binary",), f'"problem_type": "{kind}"'
+    if kind == "regression":
+        return ("regression",), f'"problem_type": "{kind}"'
+    if kind is None and classes is not None and len(classes.numbers) == 1:
+        return ("regression", "binary"), f"one label ({'id2label' if config.get('id2label') else 'num_labels'})"
+    if kind == "single_label_classification":
+        return ("classification", "binary"), f'"problem_type": "{kind}"'
+    return ONE_LABEL, ""
+
+
+def _require_kind(checkpoint: Checkpoint, task: str) -> None:
+    place = f"{checkpoint.path}/config.json"
+    tasks, why = kinds_of_labels(checkpoint.config or {}, place)
+    if task not in tasks:
+        several = (
+            ", whose rows have a number for each label or a list of names"
+            if why.endswith('"multi_label_classification"')
+            else ""
+        )
+        raise SettingError(
+            [("objective.task", f"{task}, but {place} has {why}; take the task {' or '.join(tasks)}{several}")]
+        )
+
+
 def require_head(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Raise SettingError where the class in config.json has another head than the recipe's task trains.
 
@@ -55,6 +84,8 @@ def require_head(checkpoint: Checkpoint, recipe: Recipe) -> None:
     name, task = architecture_of(checkpoint.config), recipe.objective.task
     if recipe.model.factory is not None or task == "factory" or name is None:
         return
+    if task in ONE_LABEL and name.endswith(CLASSIFIERS):
+        _require_kind(checkpoint, task)
     head = head_of(name)
     if head is None or task in head.tasks:
         return

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,16 @@ def load_model(checkpoint: Checkpoint, section: ModelSection) -> LoadedModel:
     names = _map_names(checkpoint, built, state, build)
     dtypes = {names[name]: TORCH_DTYPES[checkpoint.dtype(name)] for name in state if name in names}
     return LoadedModel(built.model.eval(), names, tuple(sorted(built.missing)), dtypes, wrapper_of(built.plain))
+
+
+def require_whole(loaded: LoadedModel, path: Path, names: Sequence[str] | None = None) -> None:
+    """Raise CheckpointError if weights of the model, or those of `names`, started at random and were never trained."""
+    random = loaded.added if names is None else names
+    if random:
+        raise CheckpointError(
+            f"{path}: the checkpoint has no {_some(set(random))}; the model would start there at random, and no figure of it "
+            "would say anything about the checkpoint. Give the checkpoint with all its weights, or train them: sapp prune"
+        )
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,11 @@ from sapp_cli.inputs.rows import rows_in
 from sapp_cli.layers import decide_layers
 from sapp_cli.pipeline.start import Start, memory_errors, read_start
 from sapp_cli.pipeline.watcher import Silence, Watcher
-from sapp_cli.pruner.decisions import make_schedule
 from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.located import located
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.device import on_cpu
-from sapp_cli.training.loop import count_steps
-from sapp_cli.training.objectives import check_fits
+from sapp_cli.training.loop import run_schedule
 from sapp_cli.training.trackers import require_packages
 
 
@@ -42,6 +40,7 @@ def look_ahead(recipes: Sequence[LoadedRecipe], checkpoint_path: Path, metric: s
     seen: _Seen | None = None
     for recipe in recipes:
         seen = _look_at(recipe, checkpoint_path, seen, Silence() if seen else watcher)
+        assert seen.start.objective is not None, "only a plan does without"
         metrics = {**seen.start.objective.metrics, "loss": False}
         if metric is not None and metric not in metrics:
             raise UsageError(f"--metric {metric}: the runs have {', '.join(metrics)}")
@@ -55,10 +54,8 @@ def _look_at(recipe: LoadedRecipe, checkpoint_path: Path, seen: _Seen | None, wa
         require_packages(settings.train.trackers)
         if seen is None or not seen.serves(settings):
             seen = _Seen(settings, read_start(settings, checkpoint_path, watcher))
-            check_fits(
-                seen.start.objective, seen.start.loaded.model, seen.start.data, batch_size=settings.data.batch_size
-            )
         start = seen.start
         decide_layers(start.loaded.model, settings.prune, start.loaded.stored_names)
-        make_schedule(settings.prune, count_steps(settings, rows_in(start.data.train), world=1))
+        assert start.data is not None, "only a plan does without"
+        run_schedule(settings, rows_in(start.data.train), world=1)
     return seen

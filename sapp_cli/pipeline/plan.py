@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import copy
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.costs import see_costs
-from sapp_cli.errors import SappError
 from sapp_cli.inputs.data import DataSets
-from sapp_cli.inputs.heads import require_head
-from sapp_cli.inputs.models import load_model
-from sapp_cli.inputs.rows import rows_in
 from sapp_cli.layers import decide_layers
-from sapp_cli.pipeline.start import read_data
+from sapp_cli.pipeline.start import read_start
+from sapp_cli.pipeline.watcher import Silence, Watcher
 from sapp_cli.planning import Plan, make_plan, masked_weight_bytes, with_peak
 from sapp_cli.pruner import Pruner
-from sapp_cli.pruner.decisions import make_schedule
 from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.located import located
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.activations import checkpoint_gradients
 from sapp_cli.training.footprint import Footprint, free_bytes, measure_footprint, process_bytes, some_rows
-from sapp_cli.training.loop import count_steps
 from sapp_cli.training.objectives import make_objective
 
 LONG_ENOUGH = 1_000_000
@@ -35,20 +28,15 @@ LONG_ENOUGH = 1_000_000
 
 
 @located
-def plan(recipe: LoadedRecipe, checkpoint_path: Path) -> Plan:
-    """Everything `prune` would decide, without training; the data are looked at if they are there."""
+def plan(recipe: LoadedRecipe, checkpoint_path: Path, watcher: Watcher | None = None) -> Plan:
+    """Everything `prune` would decide, without training; the data are looked at if they are there.
+
+    Raises what `prune` would raise before its first step.
+    """
     settings = recipe.recipe
-    checkpoint = open_checkpoint(checkpoint_path)
-    require_head(checkpoint, settings)
-    loaded = load_model(checkpoint, settings.model)
+    start = read_start(settings, checkpoint_path, watcher or Silence(), needs_data=False)
+    checkpoint, loaded, data, schedule = start.checkpoint, start.loaded, start.data, start.schedule
     layers = decide_layers(loaded.model, settings.prune, loaded.stored_names)
-    rows: int | None = 0  # not looked at where the recipe gives steps
-    data = None
-    with suppress(SappError):  # a plan does not need the data; without it the timetable may stay in shares
-        data = read_data(settings, checkpoint)
-    if settings.train.steps is None:
-        rows = None if data is None else rows_in(data.train)
-    schedule = None if rows is None else make_schedule(settings.prune, count_steps(settings, rows, world=1))
     multiply_adds, costs = see_costs(loaded.model, layers, settings, data)
     made = make_plan(checkpoint, loaded, layers, schedule, settings, multiply_adds)
     steps = schedule.steps if schedule else LONG_ENOUGH

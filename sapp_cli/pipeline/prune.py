@@ -42,7 +42,7 @@ from sapp_cli.outputs.card import FileSizes, write_card
 from sapp_cli.outputs.manifest import Manifest, Metric
 from sapp_cli.outputs.metrics_log import MetricsLog
 from sapp_cli.outputs.weights import Layout, PrunedWeights
-from sapp_cli.pipeline.start import Run, memory_errors, set_up
+from sapp_cli.pipeline.start import Run, memory_errors, set_up, warn_below_guessing
 from sapp_cli.pipeline.watcher import Silence, Watcher, describe_layers, describe_metrics
 from sapp_cli.planning import layer_facts
 from sapp_cli.pruner import Pruner, list_unranked
@@ -61,7 +61,7 @@ from sapp_cli.training.compilation import require_compiler
 from sapp_cli.training.device import describe_processes, make_accelerator, reproducible, shards
 from sapp_cli.training.keeper import Keeper, open_run
 from sapp_cli.training.loop import StepRecord, count_steps, train
-from sapp_cli.training.objectives import Objective, check_fits
+from sapp_cli.training.objectives import Objective
 from sapp_cli.training.processes import from_main, is_main, joined, meet
 from sapp_cli.training.run_record import Costs, StateRecord
 from sapp_cli.training.run_state import RunFolder, SavedState
@@ -127,7 +127,6 @@ def prune(
         if run.checkpoint.folder:
             check_companions(run.checkpoint.folder)
         model = run.loaded.model
-        check_fits(run.objective, model, run.data, batch_size=settings.data.batch_size)
         steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
         folder = RunFolder(out)
         inputs, state = _look_for_state(run, folder, out, hashing, watcher, resume=resume, anew=overwrite)
@@ -270,6 +269,7 @@ def _dense_metrics(run: Run, teacher: nn.Module | None, state: SavedState | None
     """The metrics of the checkpoint that came in; an interrupted run has noted them."""
     metrics = dict(state.record.dense) if state else run.evaluate(run.loaded.model, teacher)
     watcher.say(f"dense: {describe_metrics(metrics)}")
+    warn_below_guessing(run, metrics, watcher)
     return metrics
 
 

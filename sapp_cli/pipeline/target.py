@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
-from sapp_cli.checkpoint.source import open_checkpoint
-from sapp_cli.errors import SappError, UsageError
-from sapp_cli.inputs.models import load_model
-from sapp_cli.pipeline.start import read_data
+from sapp_cli.errors import UsageError
+from sapp_cli.pipeline.start import read_start
+from sapp_cli.pipeline.watcher import Silence
 from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.located import located
 from sapp_cli.targets import Solved, sparsity_for_size, sparsity_for_speedup
@@ -20,17 +18,15 @@ from sapp_cli.training.run_state import RunFolder
 def solve_target(recipe: LoadedRecipe, checkpoint_path: Path, size: int | None, speedup: float | None) -> Solved:
     """The sparsity that meets a size in bytes, or else a speed-up. Raises UsageError where none does."""
     settings = recipe.recipe
-    checkpoint = open_checkpoint(checkpoint_path)
-    loaded = load_model(checkpoint, settings.model)
+    # What is wrong is told once, by the run or the plan that follows.
+    start = read_start(settings, checkpoint_path, Silence(), needs_data=False)
+    checkpoint, loaded = start.checkpoint, start.loaded
     if size is not None:
         return sparsity_for_size(checkpoint, loaded, settings, size)
     assert speedup is not None, "one of the two is given"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--target-speedup: every process would measure another time; find it with `sapp plan` first")
-    data = None
-    with suppress(SappError):  # a config may say what the model takes
-        data = read_data(settings, checkpoint)
-    return sparsity_for_speedup(loaded, settings, data, speedup)
+    return sparsity_for_speedup(loaded, settings, start.data, speedup)
 
 
 def interrupted_sparsity(out: Path) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from sapp_cli.layers import Layer
@@ -27,6 +27,17 @@ class Silence:
     """The watcher of a process that is not the main one."""
 
     def say(self, text: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+    def step(self, record: StepRecord) -> None: ...
+
+
+class Notes:
+    """The watcher of a verb that shows something else: warnings and notes alone, to a function that prints a line."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
 
     def detail(self, text: str) -> None: ...
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.errors import UsageError
-from sapp_cli.inputs.models import LoadedModel, load_model
+from sapp_cli.inputs.models import LoadedModel, load_model, require_whole
 from sapp_cli.recipe.prune_section import PruneSection
 from sapp_cli.recipe.schema import ModelSection
 from sapp_cli.runtime.bench_forms import TOLERANCES, Forms, check_outputs, faster_forms, main_output, time_pair
@@ -65,7 +65,10 @@ def _bench(
     section: PruneSection,
 ) -> BenchResult:
     checkpoint = open_checkpoint(path)
-    loaded = loaded or load_model(checkpoint, ModelSection())
+    if loaded is None:
+        loaded = load_model(checkpoint, ModelSection())
+        if settings.random_mask is None:  # with one, blocks of the trained weights go at random as well
+            require_whole(loaded, path)
     inputs = inputs or generated_inputs(loaded.model, settings.batch_sizes, settings.sequence_lengths)
     keeps = settings.device == "cpu" and keep_freed_memory()
     device, dtype = torch.device(settings.device), torch.bfloat16 if settings.bf16 else torch.float32

@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from sapp_cli.core.schedule import Moment, Phase
-from sapp_cli.errors import DataError, Interrupted, TrainingError
+from sapp_cli.core.schedule import Moment, Phase, PhaseSchedule, TooFewSteps
+from sapp_cli.errors import DataError, Interrupted, SettingError, TrainingError
 from sapp_cli.inputs.data import Batch, DataSets
 from sapp_cli.inputs.rows import StreamedRows
 from sapp_cli.layers import whole
 from sapp_cli.pruner import Pruner
+from sapp_cli.pruner.decisions import make_schedule
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.batches import BatchPlan, training_batches
 from sapp_cli.training.collapse import CollapseWatch
@@ -87,6 +88,27 @@ def count_steps(recipe: Recipe, rows: int, world: int) -> int:
     assert recipe.train.epochs is not None, "the schema asks for steps or epochs"
     plan = BatchPlan(rows, recipe.data.batch_size, recipe.train.seed, world=world)
     return max(1, math.floor(recipe.train.epochs * plan.batches_per_epoch / recipe.train.accumulate + 0.5))
+
+
+def run_schedule(recipe: Recipe, rows: int, world: int) -> PhaseSchedule:
+    """The phases of the run over `rows` training rows, shared by `world` processes.
+
+    Raises SettingError, naming what would be enough, if a phase gets no step.
+    """
+    steps = count_steps(recipe, rows, world)
+    try:
+        return make_schedule(recipe.prune, steps)
+    except SettingError as error:
+        short = error.__cause__
+        if recipe.train.epochs is None or not isinstance(short, TooFewSteps):
+            raise
+        batches = f"batches of {recipe.data.batch_size}" + (f" on each of {world} processes" if world > 1 else "")
+        averaged = f", {recipe.train.accumulate} to a step," if recipe.train.accumulate > 1 else ""
+        problem = (
+            f"{recipe.train.epochs:g} passes over {rows} rows in {batches}{averaged} are {steps} steps; this schedule needs at "
+            f"least {short.fewest}: lower data.batch_size or raise train.epochs"
+        )
+        raise SettingError([("train.epochs", problem)]) from error
 
 
 def train(

@@ -213,7 +213,7 @@ settings("ten million layers", "bert/config.json", num_hidden_layers=10_000_000)
 settings("more layers than the weights have", "bert/config.json", num_hidden_layers=4)
 settings("fewer layers than the weights have", "bert/config.json", num_hidden_layers=1)
 settings("a width that no weight has", "bert/config.json", hidden_size=4_000_000_000)
-settings("more classes than memory holds", "bert/config.json", num_labels=1_000_000_000)
+settings("more classes than memory holds", "bert/config.json", num_labels=1_000_000_000, id2label=None, label2id=None)
 settings("positions for a whole library", "bert/config.json", max_position_embeddings=10**11)
 settings("a model with code of its own", "bert/config.json", auto_map={"AutoModel": "code.Model"}, model_type="mine")
 changed(
@@ -372,3 +372,33 @@ def _(folder: Path) -> None:
     save_file({f"x{number}": value for number, value in enumerate(tensors.values())}, folder / "bert/model.safetensors")
     config = json.loads((folder / "bert" / "config.json").read_text())
     (folder / "bert" / "config.json").write_text(json.dumps({**config, "vocab_size": 10**6}))
+
+
+@world("a head that is not in the file")
+@world("a head that is not in the file, and is to teach")
+def _(folder: Path) -> None:
+    tensors = load_file(folder / "bert" / "model.safetensors")
+    (folder / "bert" / "model.safetensors").unlink()
+    kept = {name: value for name, value in tensors.items() if not name.startswith("classifier")}
+    save_file(kept, folder / "bert" / "model.safetensors")
+
+
+settings("several labels, and a task of one", "bert/config.json", problem_type="multi_label_classification")
+settings("a place of its own for padding", "bare/config.json", model_type="roberta", architectures=["RobertaModel"])
+put("modules that are not JSON", "bare/modules.json", "[")
+put("modules that are an object", "bare/modules.json", '{"type": "Pooling"}')
+MODULES = json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}])
+
+
+def pooling(name: str, **modes: bool) -> None:
+    """A world in which a sentence-transformers folder pools like this."""
+
+    @world(name)
+    def _(folder: Path) -> None:
+        (folder / "bare" / "1_Pooling").mkdir()
+        (folder / "bare" / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+        (folder / "bare" / "modules.json").write_text(MODULES)
+
+
+pooling("a pooling that the recipe contradicts", pooling_mode_cls_token=True)
+pooling("two poolings at once", pooling_mode_cls_token=True, pooling_mode_max_tokens=True)

@@ -124,7 +124,15 @@ put(
     "digits.py",
     "import os\nimport signal\n\ndef mlp():\n    os.kill(os.getpid(), signal.SIGKILL)\n",
 )
-put("a network that returns whole numbers", "digits.py", NET.replace("AXES", ".argmax(1)"))
+put(
+    "a network that returns whole numbers",
+    "digits.py",
+    "import torch\n"
+    + NET.replace("AXES", ")").replace(
+        "return self.output",
+        "return (torch.Tensor.int if torch.is_inference_mode_enabled() else torch.Tensor.float)(self.output",
+    ),
+)
 put(
     "a network that asks more in training",
     "digits.py",
