@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -112,6 +113,9 @@ def print_result(console: Console, result: PruneResult) -> None:
         written.append(f"{size_text(sizes.sparse)} block-sparse ({sizes.source / sizes.sparse:.1f}× smaller)")
     console.print(f"{'size':<12} {size_text(sizes.source)} before → {', '.join(written)}")
     console.print(f"{'written to':<12} {result.out}")
+    if (result.out / "config.json").is_file():
+        folder = printable(shlex.quote(str(result.out)))
+        console.print(f"{'to publish':<12} hf upload USER/NAME {folder}", markup=False, soft_wrap=True)
 
 
 def print_metrics(console: Console, metrics: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sapp_cli.checkpoint.source import Checkpoint
+from sapp_cli.outputs.card_metadata import card_head
 from sapp_cli.report.sparsity import SparsityReport
 from sapp_cli.report.texts import markdown_code, markdown_text, work_markdown
 from sapp_cli.report.wording import count_text, printable, size_text
@@ -51,7 +52,9 @@ def write_card(
     architecture: str | None,
     companions: Sequence[str],
 ) -> None:
-    """Write the card into `folder`. `manifest`: manifest.json; `architecture`: of config.json, None without one."""
+    """Write the card into `folder`, where the companions are already. `manifest`: manifest.json; `architecture`: of
+    config.json, None without one.
+    """
     environment = Environment(
         loader=PackageLoader("sapp_cli", "outputs"),
         undefined=StrictUndefined,
@@ -65,13 +68,15 @@ def write_card(
         size=size_text,
         text=lambda value: markdown_text(str(value)),
     )
+    loads_with = auto_class(architecture) if architecture else None
     text = environment.get_template("card.md.j2").render(
+        head=card_head(folder, loads_with, bool(report.pruned), manifest["metrics"]),
         name=name,
         report=report,
         manifest=manifest,
         blocks=blocks_text(report),
         sizes=sizes,
-        auto_class=auto_class(architecture) if architecture else None,
+        auto_class=loads_with,
         sharded=any(folder.glob("*.index.json")),
         companions=companions,
         work=work_markdown(report),

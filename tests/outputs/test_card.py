@@ -1,5 +1,8 @@
 """The model card says what was done and how to load it, for each kind of output."""
 
+import pytest
+import yaml
+
 from sapp_cli.grid import BlockGrid, MatrixLayout
 from sapp_cli.outputs.card import FileSizes, auto_class, write_card
 from sapp_cli.report.sparsity import Counts, LayerFacts, make_report
@@ -55,7 +58,9 @@ def test_what_is_left_to_compute(tmp_path):
 
 def test_a_hugging_face_model_loads_with_its_auto_class(tmp_path):
     text = card(tmp_path, architecture="LlamaForCausalLM")
-    assert text.startswith("---\nlibrary_name: transformers\ntags:\n")
+    assert text.startswith(
+        "---\nmetrics:\n- accuracy\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- block-sparse\n"
+    )
     assert 'model = AutoModelForCausalLM.from_pretrained("mine")' in text
     assert auto_class("BertModel") == "AutoModel"
     assert auto_class("GPT2LMHeadModel") == "AutoModelForCausalLM"
@@ -79,8 +84,63 @@ def test_a_checkpoint_that_nobody_pruned(tmp_path):
     text = card(tmp_path, kept=4, manifest=FOREIGN)
     assert "This checkpoint was written by sapp 1.2. No layer of it has a removed block.\n" in text
     assert "recipe.yaml" not in text
+    assert text.startswith("---\ntags:\n- sapp\n---\n# mine\n")
 
 
 def test_a_checkpoint_that_somebody_else_pruned(tmp_path):
     text = card(tmp_path, kept=2, manifest=FOREIGN)
     assert "This checkpoint was pruned in blocks, 4×4 blocks, 50.0 % of the blocks of 1 layers removed.\n" in text
+
+
+SOURCE = """---
+license: mit
+language: no
+base_model: someone/encoder
+datasets: [glue, 2024-01-01]
+tags: [pruning, nlp]
+pipeline_tag: zero-shot-classification
+model-index: [{name: old, results: []}]
+widget: {text: a}
+metrics: {f1: 1}
+---
+# The original
+"""
+
+
+def head_of(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_what_the_source_says_of_itself_is_kept(tmp_path):
+    (tmp_path / "README.source.md").write_text(SOURCE)
+    text = card(tmp_path, architecture="BertForSequenceClassification", companions=["README.source.md"])
+    assert head_of(text) == {
+        "license": "mit",
+        "language": "no",
+        "base_model": "someone/encoder",
+        "datasets": ["glue", "2024-01-01"],
+        "metrics": ["accuracy"],
+        "library_name": "transformers",
+        "pipeline_tag": "zero-shot-classification",
+        "tags": ["pruning", "nlp", "block-sparse", "sapp"],
+    }
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"# no head\n",
+        b"---\nlicense: mit\n",
+        b"---\nlicense: [\n---\n",
+        b"---\n- license\n---\n",
+        b"---\nlicense: {a: b}\ntags: [[a]]\ndatasets: !!python/object/apply:os.getcwd []\n---\n",
+        b"---\nlicense: &a [b, *a]\n---\n",
+        b"---\nlicense: " + b"[" * 5000 + b"\n---\n",
+        b"---\nlicense: \x00\xff\n---\n",
+        b'---\nlicense: "mit\\n---\\n# owned"\n---\n',
+        b"",
+    ],
+)
+def test_a_head_that_cannot_be_read_is_left_out(tmp_path, source):
+    (tmp_path / "README.source.md").write_bytes(source)
+    assert head_of(card(tmp_path)) == {"metrics": ["accuracy"], "tags": ["block-sparse", "pruning", "sapp"]}
