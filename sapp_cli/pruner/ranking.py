@@ -43,6 +43,8 @@ class Ranking:
         whys = {name: self._why(layer, scores[name], name, step) for name, layer in attached.items()}
         self.unranked = {name: why for name, why in whys.items() if why is not None}
         if len(self.unranked) == len(attached):
+            if step:
+                must_be_finite(attached, scores, step)  # a run that diverged, not a loss that misses its layers
             stored = {attached[name].layer.stored: why for name, why in self.unranked.items()}
             problem = f"no layer is left to prune: {list_unranked(stored)}; check that the loss uses them"
             raise TrainingError(problem) if step else SettingError([("prune", problem)])

@@ -24,6 +24,7 @@ MAX_DEPTH = 32
 MAX_DIGITS = 18  # fits 64 bits
 
 _NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 RESOLVERS = (
     (_NULL, re.compile(r"^(~|null|Null|NULL|)$"), ("~", "n", "N", "")),
     (_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), tuple("tTfF")),
@@ -176,6 +177,10 @@ def _hold_limits(depth: int, values: int, line: int) -> None:
         raise UnreadableError(f"more than {MAX_VALUES} values, those that aliases repeat included", line)
 
 
+def _joined(pair: re.Match[str]) -> str:
+    return pair[0].encode("utf-16", "surrogatepass").decode("utf-16")
+
+
 def _scalar(node: yaml.Node) -> Any:
     """None, a bool, an int, a finite float or text."""
     text = str(node.value)
@@ -195,7 +200,7 @@ def _scalar(node: yaml.Node) -> Any:
             raise UnreadableError(f"{text[:24]} is too large for a number; put it in quotes if it is text", _line(node))
         return float(digits)
     try:  # JSON writes one character beyond U+FFFF as two escapes, which PyYAML leaves in halves
-        return stand_in(text).encode("utf-16", "surrogatepass").decode("utf-16")
+        return stand_in(_PAIR.sub(_joined, text)).encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError as error:
         raise UnreadableError("text with half of a surrogate pair; write the character itself", _line(node)) from error
 

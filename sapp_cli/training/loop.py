@@ -15,7 +15,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from sapp_cli.core.schedule import Moment, Phase, PhaseSchedule, TooFewSteps
-from sapp_cli.errors import DataError, Interrupted, SettingError, TrainingError
+from sapp_cli.errors import DataError, Interrupted, SettingError, TrainingError, UsageError
 from sapp_cli.inputs.data import Batch, DataSets
 from sapp_cli.inputs.rows import StreamedRows
 from sapp_cli.layers import whole
@@ -176,7 +176,7 @@ def train(
             set_learning_rates(optimizer, learning_rate_share(recipe.lr_schedule, step, steps))
             batches = [_to_device(next(stream), accelerator) for _ in range(settings.accumulate)]
             doing = f"step {step + 1} of {steps} ({moment.phase.value})"
-            with guarded.at(doing, step * settings.accumulate):
+            with guarded.at(doing, step * settings.accumulate, None if step else UsageError):
                 loss, parts = _backward(
                     replica.module, objective, batches, teacher, weights + pruner.logits, accelerator, guarded
                 )

@@ -28,6 +28,7 @@ SAPP = Path(sapp_cli.__file__).parent
 LIBRARIES = "site-packages"
 CALLERS = ("training/objectives", "training/loop.py", "training/evaluation.py", "training/user_code.py")
 """Places in sapp that call a model, a loss or a backward pass of the user's, or look at what came back."""
+COMPILER = ("torch._dynamo", "torch._inductor")
 LONGEST_SEARCH = 1024
 """Rows of a batch that are tried one by one; more would take minutes."""
 
@@ -58,22 +59,23 @@ class UserCode:
         self._number, self._batch = self._first + index, batch
 
     @contextmanager
-    def at(self, doing: str, first: int = 0) -> Iterator[None]:
+    def at(self, doing: str, first: int = 0, kind: type[SappError] | None = None) -> Iterator[None]:
         """One line in place of what the user's code raises within it; it begins with `doing`, such as the step and its phase.
 
-        `first`: the number of the first batch. The state of the run stays, so `--resume` continues once the code is mended.
+        `first`: the number of the first batch. `kind` stands in for that of all calls. The state of the run stays, so
+        `--resume` continues once the code is mended.
         """
-        self._first, self._batch = first, None
+        self._first, self._batch, kind = first, None, kind or self._kind
         try:
             yield
         except SettingError as error:  # a loss that returned something else than before
-            if issubclass(self._kind, UsageError):
+            if issubclass(kind, UsageError):
                 raise
-            raise self._kind(f"{doing}: {error}") from error
+            raise kind(f"{doing}: {error}") from error
         except Exception as error:
             if not is_of_user(error):
                 raise
-            raise self._kind(f"{doing}: {describe(error)}{self._of_the_batch(error)}") from error
+            raise kind(f"{doing}: {describe(error)}{self._of_the_batch(error)}") from error
 
     def _of_the_batch(self, error: Exception) -> str:
         if self._batch is None:
@@ -112,6 +114,8 @@ def is_of_user(error: Exception) -> bool:
     """True if the user's code, or what torch made of its tensors, raised the error."""
     if isinstance(error, (SappError, MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return False
+    if type(error).__module__.startswith(COMPILER):
+        return False  # told by whoever asked for compilation
     frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     if any(frame.is_relative_to(TORCH / "distributed") for frame in frames[-4:]):
         return False  # another process is gone

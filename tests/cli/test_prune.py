@@ -77,7 +77,13 @@ def test_the_manifest_says_what_happened(output, digits):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["sapp_version"] == __version__
     assert manifest["outputs"] == hashes(out)
-    assert manifest["inputs"] == {"dense.safetensors": hashes(digits)["dense.safetensors"]}
+    assert manifest["inputs"]["dense.safetensors"] == hashes(digits)["dense.safetensors"]
+    assert set(manifest["inputs"]) == {
+        "dense.safetensors",
+        "data.files.train/train.npz",
+        "data.files.validation/validation.npz",
+        "model.factory/digits.py",
+    }
     assert manifest["phases"] == [
         {"phase": "dense", "round": 0, "first_step": 1, "last_step": 3},
         {"phase": "sparsification", "round": 1, "first_step": 4, "last_step": 21},

@@ -51,7 +51,7 @@ def test_a_comparison_is_made_once(sapp, digits, folder):
     assert said[3:5] == [f"cell {number}/2  {cell}  begins" for number, cell in enumerate(cells, 1)]
     ended = {line.split("  ")[1]: line for line in said[5:]}
     assert re.fullmatch(r"cell 1/2  \S+  accuracy 0\.\d{4} → 0\.\d{4}  \d+ s(  about \d+ s left)?", ended[cells[0]])
-    assert ended[cells[1]].startswith(f"cell 2/2  {cells[1]}  exit code 6: the loss is nan in step 2 (sparse ")
+    assert ended[cells[1]].startswith(f"cell 2/2  {cells[1]}  exit code 6: scores of the blocks of hidden1.weight, ")
     calm, wild = ran.json["rows"]
     assert (calm["method"], wild["method"]) == ("calm", "wild")
     assert calm["values"] == {"0": calm["mean"]}

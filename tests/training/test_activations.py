@@ -64,6 +64,7 @@ def test_a_run_with_recomputed_activations(sapp, bert, tmp_path):
             f"data.files.validation={tmp_path / 'train.jsonl'}",
         ),
         *("--set", "prune.min_blocks=36", "--set", "data.batch_size=2", "--set", "train.gradient_checkpointing=true"),
+        *("--set", "prune.allocation=uniform"),
         *("--set", "prune.phases={dense: 0.25, rounds: 1, last_round: 0.5, final_sparse: 0.25}"),
     )
     assert ran.code == 0, ran.err
