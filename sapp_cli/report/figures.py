@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,8 +22,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from sapp_cli.report.gallery import EDGES, LayerView
 from sapp_cli.report.run import RunRecord
 from sapp_cli.report.sparsity import LayerSparsity
-from sapp_cli.report.svg import lay_out, themed
-from sapp_cli.report.wording import counted
+from sapp_cli.report.svg import NO_NAMES, lay_out, themed
+from sapp_cli.report.wording import by, counted, percent, printable
 
 COLOURS = {
     name: f"#00000{digit}" for digit, name in enumerate(("ink", "muted", "rule", "accent", "second", "faint"), 1)
@@ -33,6 +33,7 @@ PHASE_COLOURS = {"dense": "#000007", "sparsification": "#000008", "sparse": "#00
 VARIABLES = {code: name for name, code in COLOURS.items()} | {
     code: f"phase-{phase}" for phase, code in PHASE_COLOURS.items()
 }
+PARTS = ("whole", "removed")  # of a bar
 MOST_POINTS = 500
 MOST_BARS = 48
 STYLE = {
@@ -79,8 +80,11 @@ def draw_layers(layers: Sequence[LayerSparsity]) -> Drawing:
 
     def paint(figure: Figure, narrow: bool) -> None:
         axes = figure.add_subplot()
-        axes.bar(lefts, 100, widths, align="edge", color=COLOURS["faint"], edgecolor="none")
-        axes.bar(lefts, heights, widths, align="edge", color=COLOURS["accent"], edgecolor="none")
+        whole = axes.bar(lefts, 100, widths, align="edge", color=COLOURS["faint"], edgecolor="none")
+        removed = axes.bar(lefts, heights, widths, align="edge", color=COLOURS["accent"], edgecolor="none")
+        for index, bars in enumerate(zip(whole, removed, strict=True)):
+            for part, bar in zip(PARTS, bars, strict=True):
+                bar.set_gid(f"{part}-{index}")
         for left, width, layer in zip(lefts, widths, prunable, strict=True):
             if left > 0:
                 axes.axvline(left, color=COLOURS["rule"], linewidth=0.5)
@@ -93,7 +97,13 @@ def draw_layers(layers: Sequence[LayerSparsity]) -> Drawing:
     sparsest = (
         f"{counted(len(prunable), 'prunable layer')}; sparsity from {heights.min():.1f} % to {heights.max():.1f} %."
     )
-    return _draw("layers", "Sparsity of each layer against its target", sparsest, paint, (10.4, 2.7), (4.2, 2.4))
+    names = {
+        f"{part}-{index}": f"{printable(layer.name)}: {percent(layer.shown_sparsity)} of {by(layer.shape)}"
+        for index, layer in enumerate(prunable)
+        for part in PARTS
+    }
+    title = "Sparsity of each layer against its target"
+    return _draw("layers", title, sparsest, paint, (10.4, 2.7), (4.2, 2.4), names)
 
 
 def draw_run(run: RunRecord) -> Drawing | None:
@@ -211,10 +221,23 @@ def _plot_evaluations(axes: Axes, run: RunRecord, name: str) -> None:
     steps, values = _thinned(run.evaluations[name])
     axes.plot(steps, values, color=COLOURS["second"], linewidth=1.4, marker="o", markersize=3.5, clip_on=False)
     metric = run.metrics.get(name)
+    shown = list(values)
     if metric is not None and np.isfinite(metric.dense):
         axes.axhline(metric.dense, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)))
+        shown.append(metric.dense)
     axes.margins(y=0.15)
+    keep_within_shares(axes, shown)
     axes.set_ylabel(_safe(name)[:24])
+
+
+def keep_within_shares(axes: Axes, values: Sequence[float]) -> None:
+    """End the y axis at 0 and 1 if no value is beyond: an accuracy has no room above 1."""
+    finite = [value for value in values if np.isfinite(value)]
+    low, high = axes.get_ylim()
+    if finite and min(finite) >= 0 and max(finite) <= 1:
+        low, high = max(low, 0.0), min(high, 1.0)
+        if low < high:
+            axes.set_ylim(low, high)
 
 
 def _logarithmic(axes: Axes, side: Literal["x", "y"], low: float, high: float) -> None:
@@ -251,8 +274,9 @@ def _draw(
     paint: Callable[[Figure, bool], None],
     wide: tuple[float, float],
     narrow: tuple[float, float],
+    names: Mapping[str, str] = NO_NAMES,
 ) -> Drawing:
-    """The drawing in both sizes (inches)."""
+    """The drawing in both sizes (inches). `names` {gid of an artist: what is shown while the pointer is on it}."""
     found = []
     for name, size in (("wide", wide), ("narrow", narrow)):
         with mpl.rc_context():
@@ -265,5 +289,5 @@ def _draw(
             lay_out(figure)
             file = io.StringIO()
             figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator")))
-        found.append(themed(file.getvalue(), f"{key}-{name}", title, description, VARIABLES))
+        found.append(themed(file.getvalue(), f"{key}-{name}", title, description, VARIABLES, names))
     return Drawing(*found)

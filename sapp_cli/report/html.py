@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from sapp_cli.report.comparison import Comparison
 from sapp_cli.report.figures import Drawing, draw_layers, draw_norms, draw_run, kept_blocks_png
+from sapp_cli.report.folding import fold, folded_name
 from sapp_cli.report.gallery import Gallery, LayerView
 from sapp_cli.report.page import NO_BREAK, Headline, render, templates, write_page
 from sapp_cli.report.run import RunMetric, RunRecord
@@ -31,6 +32,7 @@ from sapp_cli.report.wording import (
 
 HTML_FILE = "sparsity.html"
 KEPT_COLOUR = (0.24, 0.50, 0.92)  # of the pictures; at least 3 : 1 against the page, light and dark
+MOST_OPEN_MASKS = 24  # pictures; more are folded by kind of layer
 FLATTEST, TALLEST = 2.5, 1 / 1.6  # width to height of a picture
 SPEED_BEGIN, SPEED_END = "<!-- speed: begin -->", "<!-- speed: end -->"
 
@@ -74,6 +76,10 @@ def html_report(
     prunable = [layer for layer in report.layers if layer.prunable]
     layers_drawing = draw_layers(report.layers) if any(layer.nonzero < layer.parameters for layer in prunable) else None
     masks = list(_masks(report, gallery))
+    folded = fold([(mask.name, None) for mask in masks]) if len(masks) > MOST_OPEN_MASKS else []
+    by_name = {mask.name: mask for mask in masks}
+    kinds = [(names, [by_name[name] for name in names]) for names in folded if len(names) > 1]
+    in_kinds = {name for names, _ in kinds for name in names}
     return render(
         environment,
         "report.html.j2",
@@ -92,7 +98,8 @@ def html_report(
         evaluated_metrics=bool(run and run.shown_evaluations),
         comparison=comparison,
         speed=Markup(f"{SPEED_BEGIN}\n{_speed_section(environment, speed)}{SPEED_END}"),
-        masks=masks,
+        masks=[mask for mask in masks if mask.name not in in_kinds],
+        kinds_of_masks=[(folded_name(names), found) for names, found in kinds],
         scaled=any(view.blocks_a_cell != (1, 1) for view in shown),
         norms_drawing=_marked(draw_norms(shown)),
         norms_text=_norms_text(report, shown),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 
@@ -21,10 +23,13 @@ def lay_out(figure: Figure) -> None:
     figure.set_layout_engine(None)
 
 
-def themed(svg: str, key: str, title: str, description: str, variables: Mapping[str, str]) -> str:
+def themed(
+    svg: str, key: str, title: str, description: str, variables: Mapping[str, str], names: Mapping[str, str] = NO_NAMES
+) -> str:
     """The document as an element: named, described, without sizes or a typeface of its own, all ids beginning with `key`.
 
-    `variables` {colour, as in "#00ff00": variable of the page's style}; other colours stay as they are.
+    `variables` {colour, as in "#00ff00": variable of the page's style}; other colours stay as they are. `names` {id of an
+    element: what browsers show while the pointer is on it}.
     """
     for prefix, uri in (("", SVG), ("xlink", XLINK)):
         ElementTree.register_namespace(prefix, uri)
@@ -36,6 +41,10 @@ def themed(svg: str, key: str, title: str, description: str, variables: Mapping[
         root.attrib.pop(attribute, None)
     root.set("role", "img")
     root.set("aria-labelledby", f"{key}-title {key}-text")
+    for element in [element for element in root.iter() if element.attrib.get("id") in names]:
+        hint = ElementTree.Element(f"{{{SVG}}}title")
+        hint.text = names[element.attrib["id"]]
+        element.insert(0, hint)
     ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
     # Some of matplotlib's are made of memory addresses; numbers are the same in every run.
     new = {old: f"{key}-{number}" for number, old in enumerate(dict.fromkeys(ids))}

@@ -7,11 +7,13 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from sapp_cli.checkpoint.source import open_checkpoint
 from sapp_cli.checkpoint.statistics import BlockStatistics
 from sapp_cli.grid import BlockGrid, MatrixLayout
+from sapp_cli.report.figures import keep_within_shares
 from sapp_cli.report.gallery import EDGES, LONGEST_SIDE, Gallery, scaled_down
 from sapp_cli.report.html import html_report
 from sapp_cli.report.inspect import layer_facts
@@ -183,3 +185,30 @@ def test_norms_are_those_of_the_kept_blocks():
         np.searchsorted(EDGES, norm, "right") - 1 for norm in (1, 2, 3)
     ]
     assert not view.finite
+
+
+def test_a_bar_says_which_layer_it_is(page):
+    assert "first.weight: 66.7 % of 4×6" in page.of["title"]
+
+
+def test_an_accuracy_has_no_room_above_1():
+    def limits(values):
+        axes = Figure().add_subplot()
+        axes.plot(values)
+        axes.margins(y=0.15)
+        keep_within_shares(axes, values)
+        return axes.get_ylim()
+
+    assert limits([0.5, 0.99])[1] == 1.0
+    assert limits([0.0, 0.5])[0] == 0.0
+    assert limits([0.5, 1.5])[1] > 1.5
+    assert limits([float("nan")])[1] > 0
+
+
+def test_pictures_of_a_large_model_are_folded_by_kind_of_layer(tmp_path):
+    half = np.kron(np.eye(4, dtype=np.float32), np.ones((16, 16), np.float32))
+    names = [f"layer.{index}.{part}.weight" for index in range(13) for part in ("up", "down")]
+    save_floats(tmp_path / "large.safetensors", **dict.fromkeys([*names, "head.weight"], half))
+    page = Page(page_of(tmp_path / "large.safetensors"))
+    assert page.of["summary"] == "layer.{0..12}.up.weight ×13layer.{0..12}.down.weight ×13"
+    assert len(page.all("img")) == 27
