@@ -6,6 +6,7 @@
 2. The wheel holds every file of the package and the recipes, and one version.
 3. It is installed into an environment of its own, and its `sapp` plans, prunes, reports, checks and exports a small network.
 4. The commands that the README shows for a text classifier run as they stand there, on a tiny one and with few steps.
+5. The tutorial's commands on the network of `make demo` run as well, where nothing but the demo's files and the recipes lie.
 
 Nothing is fetched: the other packages of the new environment are those of this one.
 """
@@ -13,9 +14,12 @@ Nothing is fetched: the other packages of the new environment are those of this 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -40,6 +44,9 @@ FEWER = {
     "prune": "--steps 10 --set prune.min_blocks=36 --set data.batch_size=2",
 }
 """What the README's commands are given besides: a tiny classifier has few blocks, and nobody waits for three epochs."""
+
+
+FEWER_IN_THE_TUTORIAL = {"prune": "--steps 20 --set train.evaluate_every=null", "bench": "--seconds 0.01"}
 
 
 class ReleaseError(Exception):
@@ -169,6 +176,28 @@ def readme_commands() -> list[str]:
     return commands
 
 
+def try_tutorial(sapp: Path, folder: Path) -> list[str]:
+    """The tutorial's commands on the demo's network, by the installed program in `folder`; the commands that ran."""
+    from scripts import train_digits
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        train_digits.main(["--out", str(folder / "runs/demo"), "--epochs", "3"])
+    _run([str(sapp), "recipes", "cp", "digits", "recipes"], folder)
+    commands = tutorial_commands()
+    for command in commands:
+        words = shlex.split(command)
+        _run([str(sapp), *words[1:], *FEWER_IN_THE_TUTORIAL.get(words[1], "").split()], folder)
+    return commands
+
+
+def tutorial_commands() -> list[str]:
+    """What the tutorial has a reader type for the network of `make demo`, in that order, each on one line."""
+    text = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    shown = "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)).replace("\\\n", "")
+    demo = ("runs/demo", "recipes cp digits")
+    return [line for line in shown.splitlines() if line.startswith("sapp ") and any(part in line for part in demo)]
+
+
 def _make_network(folder: Path) -> None:
     """Weights for the network of the recipe `digits`, and rows for it."""
     random = np.random.default_rng(0)
@@ -211,6 +240,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         sapp = install(wheel, folder / "environment")
         ran = try_out(sapp, folder)
         ran += try_readme(sapp, folder)
+        ran += try_tutorial(sapp, folder)
     for command in ran:
         print(f"ok    {command}")
     print(f"{archive}\n{wheel}")

@@ -57,6 +57,16 @@ def test_the_readmes_commands_are_those_that_are_tried_out():
     assert set(check_release.FEWER) <= {command.split()[1] for command in commands}
 
 
+def test_the_tutorials_commands_run_from_the_installed_wheel(release, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(check_release.REPOSITORY))  # must not help
+    sapp = check_release.install(release[1], tmp_path / "environment")
+    ran = check_release.try_tutorial(sapp, tmp_path)
+    assert [command.split()[1] for command in ran] == [
+        *("plan", "prune", "report", "eval", "eval", "bench", "prune", "recipes", "plan"),
+    ]
+    assert (tmp_path / "runs/demo/gradual/sparsity.json").is_file()
+
+
 def test_the_installed_wheel_runs_every_verb_outside_the_checkout(release, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(check_release.REPOSITORY))  # must not help
     sapp = check_release.install(release[1], tmp_path / "environment")
