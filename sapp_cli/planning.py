@@ -9,8 +9,9 @@ from typing import Any
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.source import Checkpoint
 from sapp_cli.core.schedule import Phase, PhaseSchedule, Span
+from sapp_cli.gains import Gain, gains_by_block
 from sapp_cli.inputs.models import LoadedModel
-from sapp_cli.layers import AttachedLayer, Layer, RuleMatches, rule_matches
+from sapp_cli.layers import AttachedLayer, Layer, RuleMatches, decide_layers, rule_matches
 from sapp_cli.outputs.manifest import phases_json
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.sparsity import LayerFacts, SparsityReport, expected_counts, make_report
@@ -31,6 +32,7 @@ class Plan:
     schedule: PhaseSchedule | None  # and in steps; None where they follow from epochs over data that is not there
     memory: dict[str, int]  # bytes
     rules: list[RuleMatches]
+    gains: tuple[Gain, ...] = ()  # by block size, the recipe's first
     allocation: str = "uniform"  # with another one the layers' counts set the budget and say not what each will keep
 
     @property
@@ -53,7 +55,8 @@ class Plan:
             "phases": phases_json(self.schedule) if self.schedule else None,
         }
         decided = {"targets": self.targets, "rules": list(map(asdict, self.rules)), "schedule": schedule}
-        return {**self.report.as_json(), **decided, "memory": self.memory}
+        gains = [gain.as_json() for gain in self.gains]
+        return {**self.report.as_json(), **decided, "memory": self.memory, "gains": gains}
 
 
 def make_plan(
@@ -68,14 +71,29 @@ def make_plan(
 
     `multiply_adds` {layer name: of its weight, for one example}; None if that is not known.
     """
-    facts = layer_facts(layers, loaded, checkpoint, multiply_adds)
-    kept = {layer.stored: layer.kept_count for layer in layers if layer.pruned}
-    parameters, size = other_tensors(facts, loaded, checkpoint)
-    report = make_report(facts, expected_counts(kept), parameters, parameters, size)
+    report = expected_report(checkpoint, loaded, layers, multiply_adds)
+    gains = gains_by_block(
+        recipe.prune,
+        lambda settings: decide_layers(loaded.model, settings, loaded.stored_names),
+        lambda decided: expected_report(checkpoint, loaded, decided),
+    )
     spans = recipe.prune.settings.spans(recipe.prune.timetable)
     memory = expected_memory(loaded, layers, spans, recipe)
     rules = rule_matches(layers, recipe.prune)
-    return Plan(layers, report, spans, schedule, memory, rules, recipe.prune.resolved_allocation)
+    return Plan(layers, report, spans, schedule, memory, rules, tuple(gains), recipe.prune.resolved_allocation)
+
+
+def expected_report(
+    checkpoint: Checkpoint,
+    loaded: LoadedModel,
+    layers: list[Layer],
+    multiply_adds: Mapping[str, int | None] | None = None,
+) -> SparsityReport:
+    """The report of the output, as far as the decisions about the layers tell it."""
+    facts = layer_facts(layers, loaded, checkpoint, multiply_adds)
+    kept = {layer.stored: layer.kept_count for layer in layers if layer.pruned}
+    parameters, size = other_tensors(facts, loaded, checkpoint)
+    return make_report(facts, expected_counts(kept), parameters, parameters, size)
 
 
 def layer_facts(

@@ -208,13 +208,18 @@ def _title(checkpoint: Checkpoint, architecture: str | None) -> str:
     return "".join(character for character in text if character.isprintable())
 
 
+def looks_like_an_embedding(name: str) -> bool:
+    """By its name: headers say no more."""
+    return any(part in name.lower() for part in EMBEDDINGS)
+
+
 def _matrices(checkpoint: Checkpoint) -> list[tuple[str, MatrixLayout]]:
     """Floating weights of two or more dimensions that do not look like embeddings."""
     found = []
     for name in checkpoint.dense_names():
         shape = checkpoint.shape(name)
         is_matrix = len(shape) >= 2 and 0 not in shape and DTYPES[checkpoint.dtype(name)].floating
-        if is_matrix and not any(part in name.lower() for part in EMBEDDINGS):
+        if is_matrix and not looks_like_an_embedding(name):
             found.append((name, MatrixLayout("linear" if len(shape) == 2 else "conv", shape)))
     return found
 
@@ -222,7 +227,7 @@ def _matrices(checkpoint: Checkpoint) -> list[tuple[str, MatrixLayout]]:
 def _share(checkpoint: Checkpoint, block: int) -> float:
     """Share of the matrix weights that lie in layers large enough for blocks of this size."""
     whole = fits = 0
-    dense = _dense_in_any_case(checkpoint)
+    dense = dense_in_any_case(checkpoint)
     for name, layout in _matrices(checkpoint):
         rows, columns = layout.matrix
         whole += rows * columns
@@ -242,7 +247,7 @@ def _block(shares: Mapping[int, float]) -> int:
     return next((size for size in (PREFERRED, 8) if shares[size] >= 0.9 * max(shares.values())), 8)
 
 
-def _dense_in_any_case(checkpoint: Checkpoint) -> set[str]:
+def dense_in_any_case(checkpoint: Checkpoint) -> set[str]:
     """Matrices of recurrent layers, and those of which torch computes a weight."""
     names = checkpoint.dense_names()
     parts = {name for weight in parts_of_weights(names) for name in weight.tensors}
@@ -268,7 +273,7 @@ def _recurrent(checkpoint: Checkpoint) -> list[str]:
 
 def _fewest_blocks(checkpoint: Checkpoint, block: int, outputs: Sequence[str]) -> int | None:
     """A `min_blocks` for a network of small layers; None where the default does."""
-    dense = _dense_in_any_case(checkpoint) | set(outputs)
+    dense = dense_in_any_case(checkpoint) | set(outputs)
     grids = [
         BlockGrid(layout.matrix, (block, block)).count
         for name, layout in _matrices(checkpoint)

@@ -13,7 +13,7 @@ import typer
 from sapp_cli.cli.completion import complete_key, complete_recipe
 
 if TYPE_CHECKING:
-    from sapp_cli.recipe.load import LoadedRecipe
+    from sapp_cli.recipe.load import Flag, LoadedRecipe
 
 SETTINGS = "Settings (they win over the recipe)"
 OUTPUT = "Output"
@@ -69,6 +69,17 @@ RecipeOption = Annotated[
         "-r",
         metavar="RECIPE",
         help="Recipe file, or the name of a shipped one (`sapp recipes ls`).",
+        show_default=False,
+        autocompletion=complete_recipe,
+    ),
+]
+OptionalRecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="RECIPE",
+        help="Recipe file, or the name of a shipped one (`sapp recipes ls`); else what `sapp recipes init` writes.",
         show_default=False,
         autocompletion=complete_recipe,
     ),
@@ -211,12 +222,24 @@ def check_order(checkpoint: Path, recipe: str | None, *, opens: bool = True) -> 
 
 def read_recipe(recipe: str, sets: list[str] | None, flags: dict[str, tuple[str, Any]]) -> LoadedRecipe:
     """The recipe with `--set` and the flags {key: (flag, value)} laid over it; flags of value None were not given."""
-    from sapp_cli.recipe.load import Flag, load_recipe
+    from sapp_cli.recipe.load import load_recipe
 
-    values = {
-        key: Flag(name, value.value if isinstance(value, Enum) else value) for key, (name, value) in flags.items()
-    }
-    return load_recipe(recipe, sets or [], values)
+    return load_recipe(recipe, sets or [], _flags(flags))
+
+
+def read_starter(
+    text: str, sets: list[str] | None, flags: Mapping[str, tuple[str, Any]], *, to_print: bool
+) -> LoadedRecipe:
+    """`read_recipe` for the text that `sapp recipes init` writes. `to_print`: as in a file in the current folder."""
+    from sapp_cli.recipe.load import NOWHERE, load_starter
+
+    return load_starter(text, sets or [], _flags(flags), Path.cwd() if to_print else NOWHERE)
+
+
+def _flags(given: Mapping[str, tuple[str, Any]]) -> dict[str, Flag]:
+    from sapp_cli.recipe.load import Flag
+
+    return {key: Flag(name, value.value if isinstance(value, Enum) else value) for key, (name, value) in given.items()}
 
 
 def with_target(

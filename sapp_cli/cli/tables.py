@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sapp_cli.pipeline.prune import PruneResult
     from sapp_cli.planning import Plan
     from sapp_cli.rehearsal import Duration
+    from sapp_cli.report.sparsity import SparsityReport
 
 
 def print_plan(console: Console, plan: Plan, duration: Duration | None = None, every_layer: bool = False) -> None:
@@ -24,10 +25,7 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None, e
 
     Layers that are alike share a row unless `every_layer`.
     """
-    table = plan_table(plan.report, every_layer, console.width)
-    console.print(table)
-    if table.row_count < len(plan.report.layers) + TOTALS:
-        console.print("×: layers that are alike share a row; --verbose gives each its own")
+    print_layers(console, plan.report, every_layer)
     if missing := not_counted_text(plan.report):
         console.print(missing, markup=False)
     console.print()
@@ -68,6 +66,14 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None, e
         console.print(
             f"time: {duration_text(duration.total)}, training {duration_text(duration.training)}; a step: {steps}"
         )
+
+
+def print_layers(console: Console, report: SparsityReport, every_layer: bool) -> None:
+    """The layers of a plan with their reasons."""
+    table = plan_table(report, every_layer, console.width)
+    console.print(table)
+    if table.row_count < len(report.layers) + TOTALS:
+        console.print("×: layers that are alike share a row; --verbose gives each its own")
 
 
 def duration_text(seconds: float) -> str:

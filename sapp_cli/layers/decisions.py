@@ -61,7 +61,11 @@ def decide_layers(
 
     Raises SettingError if a rule matches no weight, or if no layer would be pruned.
     """
-    weights = list(_weights(model, stored_names or {}))
+    return decide_weights(list(_weights(model, stored_names or {})), settings)
+
+
+def decide_weights(weights: list[Layer], settings: PruneSection) -> list[Layer]:
+    """`decide_layers` for weights that are known already, whether a model or only the headers of its files tell them."""
     unmatched = [rule for rule in settings.rules if not any(_matches(rule, weight) for weight in weights)]
     if unmatched:
         raise SettingError([_unmatched(settings, rule, weights) for rule in unmatched])

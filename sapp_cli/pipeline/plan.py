@@ -16,7 +16,7 @@ from sapp_cli.pipeline.start import read_start
 from sapp_cli.pipeline.watcher import Silence, Watcher
 from sapp_cli.planning import Plan, make_plan, masked_weight_bytes, with_peak
 from sapp_cli.pruner import Pruner
-from sapp_cli.recipe.load import LoadedRecipe
+from sapp_cli.recipe.load import STARTER, LoadedRecipe
 from sapp_cli.recipe.located import located
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.training.activations import checkpoint_gradients
@@ -34,7 +34,9 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path, watcher: Watcher | None = 
     Raises what `prune` would raise before its first step.
     """
     settings = recipe.recipe
-    start = read_start(settings, checkpoint_path, watcher or Silence(), needs_data=False)
+    start = read_start(
+        settings, checkpoint_path, watcher or Silence(), needs_data=False, names_absent=recipe.path != STARTER
+    )
     checkpoint, loaded, data, schedule = start.checkpoint, start.loaded, start.data, start.schedule
     layers = decide_layers(loaded.model, settings.prune, loaded.stored_names)
     multiply_adds, costs = see_costs(loaded.model, layers, settings, data)

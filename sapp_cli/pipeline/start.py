@@ -128,6 +128,7 @@ def read_start(
     *,
     pruning: bool = True,
     needs_data: bool = True,
+    names_absent: bool = True,
     whole: bool = True,
     teacher_path: Path | None = None,
     device: torch.device | None = None,
@@ -136,8 +137,8 @@ def read_start(
     """Checkpoint, model, data and objective, and whether they go together.
 
     `pruning`: for a run, which trains what the checkpoint lacks; else for figures of the checkpoint as it is. Without
-    `needs_data` files and functions of the data that are not there are no error, and without `whole` no weights that the
-    checkpoint lacks. The model is moved to `device` where its
+    `needs_data`, files and functions of the data may be missing; `names_absent`: then one line names the first of them.
+    Without `whole`, so may weights of the checkpoint. The model is moved to `device` where its
     fit is tried, or stays on the CPU. Raises SappError.
     """
     absent = _absent_sources(settings, needs_data)
@@ -151,7 +152,7 @@ def read_start(
         )  # cheap, as texts are not tokenized yet, and tells how many steps there are
     schedule = _schedule(settings, data, world) if pruning else None
     loaded = load_model(checkpoint, settings.model)
-    if absent is not None:
+    if absent is not None and names_absent:
         watcher.say(f"planned without the data: {absent}")
     say = watcher.say if needs_data and pruning else watcher.detail
     for note in checkpoint.notes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,12 @@ from sapp_cli.recipe.shipped import find_recipe, is_shipped
 from sapp_cli.recipe.translate import problems_in
 from sapp_cli.visible import stand_in
 
-__all__ = ["Flag", "LoadedRecipe", "load_recipe"]
+__all__ = ["STARTER", "Flag", "LoadedRecipe", "load_recipe", "load_starter"]
+
+STARTER = Path("<sapp recipes init>")
+"""Stands in messages for the file of a recipe that is in none."""
+NOWHERE = Path(os.devnull)
+"""A folder with nothing in it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,12 @@ class LoadedRecipe:
     sha256: str  # of the file's bytes
     lines: Mapping[KeyPath, int]  # of the file's keys and items
     shipped: bool = False  # one that comes with the package
+
+    @property
+    def suggests_factory(self) -> bool:
+        """True if `sapp recipes init` named a function that builds the model, for the user to write."""
+        origin = self.origins.get(("model", "factory"))
+        return self.path == STARTER and origin is not None and origin.layer is Layer.RECIPE
 
     def dump(self, with_origins: bool = False) -> str:
         """The whole merged recipe as YAML that loads to an equal one; each value's origin beside it where asked for."""
@@ -60,11 +72,31 @@ def load_recipe(path_or_name: str | Path, sets: Sequence[str] = (), flags: Mappi
     Raises RecipeError with every problem at once, in the order of the file; UsageError where there is no such file.
     """
     path = find_recipe(path_or_name)
-    data = _read(path)
+    shipped = is_shipped(path_or_name, path)
+    return _loaded(_read(path), path, shipped, context_of(path, shipped), sets, flags)
+
+
+def load_starter(
+    text: str, sets: Sequence[str] = (), flags: Mapping[str, Flag] = {}, folder: Path = NOWHERE
+) -> LoadedRecipe:
+    """The recipe of this text, which lies in no file; what it names lies in `folder`.
+
+    Without a folder all of that counts as missing: a function that happens to have a suggested name does not run.
+    """
+    return _loaded(text.encode(), STARTER, False, {"folder": folder}, sets, flags)
+
+
+def _loaded(
+    data: bytes,
+    path: Path,
+    shipped: bool,
+    context: Mapping[str, Path],
+    sets: Sequence[str],
+    flags: Mapping[str, Flag],
+) -> LoadedRecipe:
     document = read_document(data, str(path))
     merged = merge(document, str(path), sets, flags)
-    shipped = is_shipped(path_or_name, path)
-    recipe, problems = _checked(merged, context_of(path, shipped))
+    recipe, problems = _checked(merged, context)
     if recipe is None:
         origins = [p.origin or _origin(p.path, merged.origins, document.lines, str(path)) for p in problems]
         located = sorted(zip(origins, problems, strict=True), key=lambda pair: pair[0].rank)

@@ -57,6 +57,21 @@ def sparsity_schema() -> dict[str, Any]:
                 "type": "object",
                 "additionalProperties": COUNT,
             },
+            "gains": {
+                "description": "`plan` only: what blocks of a size bring, the recipe's size first",
+                "type": "array",
+                "items": _strict(
+                    {
+                        "block": {"type": "array", "items": COUNT, "minItems": 2, "maxItems": 2},
+                        "layers": _about(COUNT, "that would be pruned"),
+                        "bytes_dense": _about(COUNT, "of all tensors"),
+                        "bytes_sparse": _about(COUNT, "of all tensors, the pruned layers stored block-sparse"),
+                    }
+                ),
+            },
+            "expected_latency": _strict(
+                _latency(), "`plan` without a recipe or with --time: of one example, blocks left out at random"
+            ),
             "time": _strict(_time(), "`plan --time` only: seconds on this machine"),
             "against": _strict(_against(), "`report --against` only: the other checkpoint, layer by layer"),
         },
@@ -71,6 +86,19 @@ def _time() -> dict[str, Any]:
         "total": _about(seconds, "of the whole run"),
         "steps": {"description": "of one step, by phase", "type": "object", "additionalProperties": seconds},
         "evaluation": _about(_optional(seconds), "of one during the run"),
+    }
+
+
+def _latency() -> dict[str, Any]:
+    number = {"type": "number", "minimum": 0}
+    return {
+        "dense": _about(_optional(number), "seconds, median; null if it was not measured"),
+        "block_sparse": _about(_optional(number), "seconds, median"),
+        "speedup": _about(_optional(number), "dense / block_sparse"),
+        "layers": _about(_optional(COUNT), "computed block-sparse"),
+        "example": _about(_optional(TEXT), "what the model was given"),
+        "machine": _about(_optional({"type": "object"}), "as in `bench --json`"),
+        "reason": _about(_optional(TEXT), "why it was not measured"),
     }
 
 

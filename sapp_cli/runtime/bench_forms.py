@@ -38,7 +38,7 @@ Forms: TypeAlias = dict[str, Form]
 """{dense, block_sparse}."""
 
 
-def faster_forms(dense: nn.Module, sparse: nn.Module, given: Given, seconds: float) -> Forms:
+def faster_forms(dense: nn.Module, sparse: nn.Module, given: Given, seconds: float, least_turns: int = 5) -> Forms:
     """Each form as it is, or, with convolutions of images in it, in channels-last memory where that is faster: the dense
     one is not to lose for a reason that has nothing to do with sparsity.
     """
@@ -51,19 +51,21 @@ def faster_forms(dense: nn.Module, sparse: nn.Module, given: Given, seconds: flo
         converted = copy.deepcopy(model)
         converted.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         last = Form(converted, given.channels_last(), CHANNELS_LAST)
-        times = time_all({CONTIGUOUS: plain.run, CHANNELS_LAST: last.run}, seconds, given)
+        times = time_all({CONTIGUOUS: plain.run, CHANNELS_LAST: last.run}, seconds, given, least_turns)
         forms[name] = min((plain, last), key=lambda form: times[form.memory_format].median)
     return forms
 
 
-def time_pair(runs: Mapping[str, Callable[[], Any]], seconds: float, given: Given) -> Pair:
-    timings = time_all(runs, seconds, given)
+def time_pair(runs: Mapping[str, Callable[[], Any]], seconds: float, given: Given, least_turns: int = 5) -> Pair:
+    timings = time_all(runs, seconds, given, least_turns)
     return Pair(timings["dense"], timings["block_sparse"])
 
 
-def time_all(runs: Mapping[str, Callable[[], Any]], seconds: float, given: Given) -> dict[str, Timing]:
+def time_all(
+    runs: Mapping[str, Callable[[], Any]], seconds: float, given: Given, least_turns: int = 5
+) -> dict[str, Timing]:
     some = next(iter((*given.positional, *given.named.values())))
-    return time_in_turns(runs, budget=seconds, sample=2e-3, finish=lambda: wait_for(some))
+    return time_in_turns(runs, budget=seconds, least_turns=least_turns, sample=2e-3, finish=lambda: wait_for(some))
 
 
 def check_outputs(dense: Tensor, sparse: Tensor, where: str) -> float:

@@ -245,11 +245,11 @@ def run_page(page: Path, terminal: Terminal) -> None:
 def test_the_readme(sapp, checkout, classifier):
     terminal = Terminal(sapp)
     run_page(README, terminal)
-    assert terminal.ran[0] == "make demo"
+    assert terminal.ran[:2] == ["sapp plan ./my-classifier", "make demo"]
 
 
 def test_the_readme_opens_with_what_make_demo_prints(sapp, checkout):
-    result, report = [block.text for block in blocks(README)[:2]]
+    result, report = [block.text for block in blocks(README)[2:4]]
     assert_printed(result + report, Terminal(sapp).run("make demo"))
 
 
