@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -60,6 +62,19 @@ def root(
     """Prune trained PyTorch checkpoints in blocks, with SequentialAttention++ and its competitors."""
 
 
+def _keep_the_compilers_cache_private() -> None:
+    """A folder of the user's for the compiler of torch, which torch.optim imports.
+
+    It would make one in the shared temporary folder, under a name that others can take before. Nothing changes if the user
+    has chosen a folder, or has none to write to.
+    """
+    with suppress(RuntimeError):  # a user without a home
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sapp" / "torchinductor"
+        existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+        if os.access(existing, os.W_OK | os.X_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
 def _outlive_the_terminal() -> None:
     """Where the terminal goes away (SIGHUP), end as by SIGTERM, which saves a run's state; `nohup` stays what it is."""
     number = getattr(signal, "SIGHUP", None)  # not on Windows
@@ -78,6 +93,7 @@ def _outlive_the_terminal() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with the code of docs/cli.md."""
     prepare()
+    _keep_the_compilers_cache_private()
     document.begin()
     end_at_once()
     end_with_parent()

@@ -1,6 +1,8 @@
 """torch.compile: the masks are part of the one graph that is compiled, and nothing is compiled again when they change."""
 
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -102,3 +104,15 @@ def test_a_missing_compiler_is_noticed_before_anything_is_read(sapp, tmp_path, m
         "install one, name it in the environment as CXX, or leave it out\n"
     )
     assert not (tmp_path.parent / "out").exists()
+
+
+def test_nothing_is_left_in_the_shared_temporary_folder_unless_asked(digits, tmp_path):
+    """The compiler of torch, which its optimizers import, makes a folder of a name that others can take before."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    command = [sys.executable, "-m", "sapp_cli", "prune", digits / "dense.safetensors", "-r", digits / "recipe.yaml"]
+    command += ["-o", tmp_path / "out", "--steps", "20", "-q"]
+    environment = {**os.environ, "TMPDIR": str(shared), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert list(shared.iterdir()) == []
