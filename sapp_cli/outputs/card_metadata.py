@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ TASKS = {
 NOT_A_METRIC = frozenset({"loss"})  # every run has one; hubs compare models by the others
 
 Value = str | list[str]
+PLAIN_NAME = re.compile(r"\w[\w .-]*")
+"""A metric's name that the hub may know; others come out of files and stand in the card's text alone, escaped."""
 
 
 def card_head(folder: Path, auto_class: str | None, pruned: bool, metrics: Iterable[str]) -> str:
@@ -46,7 +49,7 @@ def card_head(folder: Path, auto_class: str | None, pruned: bool, metrics: Itera
         head.setdefault("pipeline_tag", TASKS[auto_class])
     ours = ("block-sparse", "pruning", "sapp") if pruned else ("sapp",)
     head["tags"] = _joined(head.get("tags", []), ours)
-    measured = [name for name in metrics if name not in NOT_A_METRIC]
+    measured = [name for name in metrics if name not in NOT_A_METRIC and PLAIN_NAME.fullmatch(name)]
     if measured:
         head["metrics"] = _joined(head.get("metrics", []), measured)
     ordered = {key: head[key] for key in CARRIED if key in head}
