@@ -68,7 +68,7 @@ def _keep_the_compilers_cache_private() -> None:
     It would make one in the shared temporary folder, under a name that others can take before. Nothing changes if the user
     has chosen a folder, or has none to write to.
     """
-    with suppress(RuntimeError):  # a user without a home
+    with suppress(OSError, RuntimeError):  # a user without a home, or one that others may not look into
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sapp" / "torchinductor"
         existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
         if os.access(existing, os.W_OK | os.X_OK):

@@ -244,6 +244,8 @@ def test_paths_of_a_recipe_that_is_named_begin_in_the_current_folder(sapp, digit
     from sapp_cli.recipe.load import load_recipe
     from sapp_cli.recipe.shipped import find_recipe
 
+    tmp_path = tmp_path / "above" / "here"  # nothing of other tests lies beside it
+    tmp_path.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     named = load_recipe("text-classification").recipe.data.files
     assert named.train == str(tmp_path / "train.jsonl")
