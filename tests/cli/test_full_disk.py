@@ -4,6 +4,7 @@ The disk is full where a limit on file sizes makes it so, for any user; where th
 """
 
 import hashlib
+import multiprocessing.forkserver  # noqa: F401 - an ordinary user could not import it from root's home
 import os
 import resource
 import shutil
