@@ -13,6 +13,7 @@ from sapp_cli.gains import Gain, gains_by_block
 from sapp_cli.inputs.models import LoadedModel
 from sapp_cli.layers import AttachedLayer, Layer, RuleMatches, decide_layers, rule_matches
 from sapp_cli.outputs.manifest import phases_json
+from sapp_cli.recipe.prune_section import PruneSection
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.sparsity import LayerFacts, SparsityReport, expected_counts, make_report
 from sapp_cli.training.footprint import Footprint
@@ -34,6 +35,7 @@ class Plan:
     rules: list[RuleMatches]
     gains: tuple[Gain, ...] = ()  # by block size, the recipe's first
     allocation: str = "uniform"  # with another one the layers' counts set the budget and say not what each will keep
+    choices: tuple[str, ...] = ()  # what the recipe chooses differently from the defaults about masks, a line each
 
     @property
     def targets(self) -> dict[str, float]:
@@ -56,7 +58,8 @@ class Plan:
         }
         decided = {"targets": self.targets, "rules": list(map(asdict, self.rules)), "schedule": schedule}
         gains = [gain.as_json() for gain in self.gains]
-        return {**self.report.as_json(), **decided, "memory": self.memory, "gains": gains}
+        choices = list(self.choices)
+        return {**self.report.as_json(), **decided, "choices": choices, "memory": self.memory, "gains": gains}
 
 
 def make_plan(
@@ -80,7 +83,26 @@ def make_plan(
     spans = recipe.prune.settings.spans(recipe.prune.timetable)
     memory = expected_memory(loaded, layers, spans, recipe)
     rules = rule_matches(layers, recipe.prune)
-    return Plan(layers, report, spans, schedule, memory, rules, tuple(gains), recipe.prune.resolved_allocation)
+    allocation = recipe.prune.resolved_allocation
+    choices = mask_choices(recipe.prune, spans)
+    return Plan(layers, report, spans, schedule, memory, rules, tuple(gains), allocation, choices)
+
+
+def mask_choices(settings: PruneSection, spans: tuple[Span, ...]) -> tuple[str, ...]:
+    """What a run does with its masks other than by default, a line each; only what this method and timetable use."""
+    lines = []
+    if not settings.settings.freezes_pruned:
+        lines += [
+            "attention.pruned: literal: weight decay, momentum and the softmax still move pruned weights and logits",
+            "sparse phases compute densely: attention.pruned: literal",
+        ]
+    if settings.settings.selects_before_update:
+        lines.append(
+            "attention.selection: before-update: the first step after a dense phase ranks by A before its last update"
+        )
+    if not settings.monotone and any(span.phase is Phase.SPARSIFICATION for span in spans):
+        lines.append("monotone: false: each step of a sparsification phase chooses anew among all blocks")
+    return tuple(lines)
 
 
 def expected_report(
@@ -145,8 +167,9 @@ def expected_memory(
     objective = recipe.objective
     has_teacher = objective.distill.weight > 0 or objective.distill.hidden_states > 0
     has_teacher = has_teacher or objective.task == "embedding-distillation" or objective.distill.teacher is not None
-    # Masks are undone by every dense phase, so what they hid is remembered until then.
-    comes_back = any(span.phase is Phase.DENSE for span in spans[1:])
+    # Masks are undone by every dense phase, so what they hid is remembered until then, unless training may move it.
+    comes_back = any(span.phase is Phase.DENSE for span in spans[1:]) or not recipe.prune.monotone
+    comes_back = comes_back and recipe.prune.settings.freezes_pruned
     return {
         "weights": weights,
         "gradients": weights,

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import sapp_cli as sapp
+from sapp_cli.core.masks import as_blocks, as_matrix
 from sapp_cli.errors import UsageError
 from sapp_cli.inputs.hugging_face import offline_transformers
 from scripts.make_checkpoints import make_bert
@@ -91,6 +92,27 @@ def test_the_hugging_face_trainer(tmp_path):
     untouched.save_pretrained(tmp_path / "out")
     saved = sapp.load_state_dict(tmp_path / "out")["bert.encoder.layer.0.attention.self.query.weight"]
     assert (saved.view(12, 8, 12, 8).abs().amax((1, 3)) == 0).sum() == 72
+
+
+def test_the_trainer_leaves_pruned_blocks_to_training_if_wanted(tmp_path):
+    """With `literal` the Trainer's AdamW moves weights and logits behind the mask; what is exported is zero there."""
+    attention = {"score": "attention", "pruned": "literal"}
+    trainer, pruner, _, _ = trainer_for(tmp_path, STEPS, STEPS, attention=attention)
+    noted = {}
+
+    class Noting(TrainerCallback):
+        def on_step_begin(self, args, state, control, **others):
+            if state.global_step == STEPS - 5:  # in the final sparse phase
+                noted.update({name: layer.masked.logits.detach().clone() for name, layer in pruner.attached.items()})
+
+    trainer.add_callback(Noting())
+    trainer.train()
+    state = pruner.fold()
+    for name, layer in pruner.attached.items():
+        gone = ~layer.masked.keep
+        assert (layer.masked.logits.detach()[gone] != noted[name][gone]).any()
+        weight = as_blocks(as_matrix(state[name], layer.masked.layout), layer.masked.grid)
+        assert int((weight != 0).any(3).any(1).sum()) == int(layer.masked.keep.sum()) == gone.numel() // 2
 
 
 def test_the_callback_shows_the_pruner_the_gradients(tmp_path):

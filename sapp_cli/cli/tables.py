@@ -53,6 +53,8 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None, e
         console.print(f"rule '{rule.pattern}': matches {rule.weights} of {len(plan.layers)} weights{taken}")
     console.print()
     console.print(_timetable(plan))
+    for choice in plan.choices:
+        console.print(choice, markup=False)
     console.print()
     parts = ", ".join(
         f"{name.replace('_', ' ')} {size_text(size)}" for name, size in plan.memory.items() if size and name != "total"

@@ -22,6 +22,10 @@ class Phase(str, Enum):
     SPARSE = "sparse"
 
 
+Split = tuple[Fraction, Fraction, Fraction]
+"""How the sparsification, the sparse and the dense phase of a round share it: 1, 1, 1 are equal thirds."""
+
+
 @dataclass(frozen=True)
 class Timetable:
     """Exact fractions of a run. The rounds share what `dense`, `last_round` and `final_sparse` leave over."""
@@ -30,6 +34,8 @@ class Timetable:
     rounds: int
     last_round: Fraction
     final_sparse: Fraction
+    split: Split = (Fraction(1), Fraction(1), Fraction(1))
+    last_split: Split = (Fraction(1), Fraction(0), Fraction(0))
 
     def __post_init__(self) -> None:
         for name in ("dense", "last_round", "final_sparse"):
@@ -43,6 +49,14 @@ class Timetable:
         if self.rounds > 1 and left <= 0:
             raise ValueError(
                 f"dense + last_round + final_sparse is {float(1 - left):g}; {self.rounds - 1} more rounds need a part of 1"
+            )
+        for name in ("split", "last_split"):
+            sparsification, sparse, _ = getattr(self, name)
+            if sparsification + sparse == 0:
+                raise ValueError(f"{name} gives a round neither a sparsification nor a sparse phase")
+        if self.rounds > 1 and self.split[2] == 0:
+            raise ValueError(
+                "split gives a round no dense phase, without which the next round has nothing to choose from"
             )
 
     @property
@@ -70,12 +84,13 @@ class Span:
 
 
 def sequential_spans(timetable: Timetable) -> tuple[Span, ...]:
-    """Sequential attention: each round sparsifies, stays sparse, goes dense, in equal thirds; the last only sparsifies."""
+    """Sequential attention: each round sparsifies, stays sparse, goes dense, as `split` shares it, the last as `last_split`."""
     spans = [Span(Phase.DENSE, 0, timetable.dense)]
-    third = timetable.round / 3
-    for number in range(1, timetable.rounds):
-        spans += [Span(phase, number, third) for phase in (Phase.SPARSIFICATION, Phase.SPARSE, Phase.DENSE)]
-    spans.append(Span(Phase.SPARSIFICATION, timetable.rounds, timetable.last_round))
+    for number in range(1, timetable.rounds + 1):
+        last = number == timetable.rounds
+        length, split = (timetable.last_round, timetable.last_split) if last else (timetable.round, timetable.split)
+        parts = zip((Phase.SPARSIFICATION, Phase.SPARSE, Phase.DENSE), split, strict=True)
+        spans += [Span(phase, number, length * part / sum(split)) for phase, part in parts]
     spans.append(Span(Phase.SPARSE, 0, timetable.final_sparse))
     return _without_empty(spans)
 

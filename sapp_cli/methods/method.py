@@ -45,6 +45,16 @@ class Method(BaseModel):
         """True if each block gets a trained logit."""
         return False
 
+    @property
+    def freezes_pruned(self) -> bool:
+        """True if weights and logits of a pruned block stay as they were when it was pruned, whatever the optimizer does."""
+        return True
+
+    @property
+    def selects_before_update(self) -> bool:
+        """True if the selection after a dense phase ranks by the logits before the last update of that phase."""
+        return False
+
     def encode(self, weight: Tensor, grid: BlockGrid) -> Tensor:
         """The parameter θ (out, in) that stands for the checkpoint's weight (out, in) without changing its function."""
         return weight

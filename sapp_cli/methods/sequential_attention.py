@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sapp_cli.core.masks import attention, attention_mask, block_norms
@@ -38,12 +38,35 @@ class SequentialAttention(Method):
     revive: bool = False
     """Lift the logits of pruned blocks to the mean of the kept ones where a dense phase begins, so they can return."""
 
+    pruned: Literal["frozen", "literal"] = "frozen"
+    """What training does to a pruned block. `frozen`: nothing, its weights and its logit return as they were. `literal`: all
+    that the paper's formulas do, so weight decay, momentum and the softmax's normalizer still move them; not with `revive`
+    and `prune.lock_zero_blocks`, and sparse phases compute with whole weights."""
+
+    selection: Literal["after-update", "before-update"] = "after-update"
+    """Which A the selection in the first step after a dense phase ranks by: that after the last update of the dense phase, or
+    the one before it, with which its last forward pass was computed. Weights are those after the update in both cases."""
+
+    @model_validator(mode="after")
+    def _pruned_agrees_with_revive(self) -> SequentialAttention:
+        if self.revive and self.pruned == "literal":
+            raise ValueError("revive changes logits that pruned: literal leaves to training; take one of the two")
+        return self
+
     def spans(self, timetable: Timetable) -> tuple[Span, ...]:
         return sequential_spans(timetable)
 
     @property
     def has_logits(self) -> bool:
         return True
+
+    @property
+    def freezes_pruned(self) -> bool:
+        return self.pruned == "frozen"
+
+    @property
+    def selects_before_update(self) -> bool:
+        return self.selection == "before-update"
 
     def scale(self, theta: Tensor, state: BlockState) -> Tensor | None:
         return self._mask(state)
@@ -57,7 +80,8 @@ class SequentialAttention(Method):
         if state.density == 1:
             return None  # a target of 0 switches the mask off
         # No gradient where pruned: through the softmax's normalizer alone Adam moved these more than the kept ones.
-        return attention_mask(state.logits, state.density if self.clip else None, state.keep)
+        trained = state.keep if self.freezes_pruned else None
+        return attention_mask(state.logits, state.density if self.clip else None, trained)
 
     def size(self, theta: Tensor, state: BlockState) -> Tensor:
         assert state.logits is not None, "a layer of sequential attention has logits"

@@ -22,6 +22,10 @@ def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
         raise SettingError(
             [("prune.phases", "score fisher gathers gradients first: give `dense` a share of the run, e.g. 0.05")]
         )
+    if spans[-1].phase is Phase.DENSE:
+        raise SettingError(
+            [("prune.phases", "the run ends with a dense phase; give `final_sparse` a share, e.g. 0.15")]
+        )
     try:
         return PhaseSchedule(spans, steps)
     except ValueError as error:

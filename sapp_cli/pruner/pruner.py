@@ -79,6 +79,7 @@ class Pruner:
         self._left_dense: dict[str, AttachedLayer] = {}
         self._notice = notice or warnings.warn
         self._held: dict[str, HeldBlocks] = {}
+        self.logits_before: dict[str, Tensor] = {}
         self._step = 0
 
     def parameter_groups(
@@ -174,6 +175,7 @@ class Pruner:
             if optimizer is not None:
                 optimizer.state.clear()
         shrinks = moment.phase is Phase.SPARSIFICATION and self._shrink(moment)
+        self._note_logits(moment)
         if moment.begins or shrinks:
             self._remember(moment)
         if moment.begins and moment.phase is Phase.SPARSE:
@@ -220,6 +222,7 @@ class Pruner:
         support: Mapping[str, Tensor] | None = None,
         fisher: Mapping[str, Tensor] | None = None,
         ranking: Ranking | None = None,
+        logits_before: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Go on from a saved run: the model's state is loaded already; the rest was that of then."""
         self.ranking = ranking or Ranking()
@@ -229,6 +232,9 @@ class Pruner:
             keep.copy_(masks[name])
         self.fisher.restore(fisher or {})
         self.support = {name: keep.to(self.masks[name].device) for name, keep in (support or {}).items()}
+        self.logits_before = {
+            name: logits.to(self.masks[name].device) for name, logits in (logits_before or {}).items()
+        }
         if steps_done:
             self._remember(self.schedule.at(steps_done - 1))
 
@@ -280,20 +286,24 @@ class Pruner:
                 put(layer.masked.logits, state.logits)
 
     def _shrink(self, moment: Moment) -> bool:
-        """A sparsification step: the blocks of least score among those still there go. Never revives one; False: none went."""
+        """A sparsification step: the blocks of least score among those still there go; False: none went.
+
+        With `prune.monotone` off all blocks are chosen from, and one may return.
+        """
         share = ramp(moment.progress, self.settings.exponent)
         counts = {
             name: ramp_count(layer.masked.sparsity, layer.masked.grid.count, share)
             for name, layer in self.attached.items()
         }
         ranked = {name: keep for name, keep in self.masks.items() if name not in self.unranked}
-        fewer = self.costs is not None or any(counts[name] < int(keep.sum()) for name, keep in ranked.items())
-        if fewer:
+        chooses = self.costs is not None or not self.settings.monotone
+        if chooses or any(counts[name] < int(keep.sum()) for name, keep in ranked.items()):
             self._select(counts)
-        return fewer
+            return True
+        return False
 
     def _select(self, counts: Mapping[str, int]) -> None:
-        """Keep the best of the blocks still kept, all layers in one selection: `counts` of each, or what so many cost.
+        """Keep the best of the blocks to choose from, all layers in one selection: `counts` of each, or what so many cost.
 
         A layer that has fewer, because zero blocks are locked, keeps them all.
         """
@@ -306,9 +316,8 @@ class Pruner:
             self._decide(scores)
             scores = {name: score for name, score in scores.items() if name not in self.unranked}
         must_be_finite(self.attached, scores, self._step)
-        scores = {
-            name: score.masked_fill(~self.attached[name].masked.keep, -torch.inf) for name, score in scores.items()
-        }
+        there = {name: self._to_choose_from(name) for name in scores}
+        scores = {name: score.masked_fill(~there[name], -torch.inf) for name, score in scores.items()}
         if self.costs is None:
             chosen = uniform(scores, counts)
         else:
@@ -316,7 +325,24 @@ class Pruner:
             floors = {name: floor_count(floor, self.attached[name].layer.kept_count) for name in scores}
             chosen = within_budgets(scores, counts, self.costs, floors)
         for name, keep in chosen.items():
-            self.attached[name].masked.keep.logical_and_(keep)
+            self.attached[name].masked.keep.copy_(keep & there[name])
+
+    def _to_choose_from(self, name: str) -> Tensor:
+        """Bool (R, C): the blocks still kept, or all that are not locked."""
+        masked = self.attached[name].masked
+        return masked.keep if self.settings.monotone else masked.available
+
+    def _note_logits(self, moment: Moment) -> None:
+        """Note the logits of the last step of a dense phase, before its update, where the next selection ranks by them."""
+        self.logits_before = {}
+        last = moment.step + 1 == self.schedule.steps
+        if last or not self.method.selects_before_update or moment.phase is not Phase.DENSE:
+            return
+        if self.schedule.at(moment.step + 1).begins:
+            for name, layer in self.attached.items():
+                logits = layer.masked.state.logits
+                if logits is not None:
+                    self.logits_before[name] = logits.detach().clone()
 
     def _decide(self, scores: Mapping[str, Tensor]) -> None:
         """The first selection: layers whose blocks nothing ranks keep them all."""
@@ -352,6 +378,7 @@ class Pruner:
                     "pruner.observe(step) after each backward"
                 )
             state.fisher = self.fisher.of(name)
+        state.logits = self.logits_before.get(name, state.logits)
         return state
 
     def _compare_support(self) -> None:
@@ -363,6 +390,10 @@ class Pruner:
     def _remember(self, moment: Moment) -> None:
         """Note what the pruned blocks hold, so that `hold` can undo what decay and momentum do to them.
 
-        Weights that no later dense phase brings back are not noted: nothing reads them again.
+        Weights that no later step brings back are not noted: nothing reads them again.
         """
-        self._held = {name: HeldBlocks.of(layer, weights=moment.dense_ahead) for name, layer in self.attached.items()}
+        if not self.method.freezes_pruned:
+            return
+        may_return = moment.phase is Phase.SPARSIFICATION and not self.settings.monotone
+        weights = moment.dense_ahead or may_return
+        self._held = {name: HeldBlocks.of(layer, weights) for name, layer in self.attached.items()}

@@ -17,6 +17,10 @@ from sapp_cli.recipe.section import PositiveInt, Section, Share
 MethodName = Literal["sequential-attention", "acdc", "powerprop", "magnitude", "gradual-magnitude"]
 
 
+Part = Annotated[float, Field(ge=0)]
+Split = tuple[Part, Part, Part]
+
+
 class PhasesSection(Section):
     """A timetable of one's own, as fractions of the run; the rounds before the last share what is left."""
 
@@ -24,7 +28,7 @@ class PhasesSection(Section):
     """Share of the run before the first round, dense."""
 
     rounds: PositiveInt
-    """Rounds; the paper's have a sparsification, a sparse and a dense phase each, the last only the first of them."""
+    """Rounds; those of the paper have a sparsification, a sparse and a dense phase each, the last only the first of them."""
 
     last_round: Share
     """Share of the run that the last round takes."""
@@ -32,12 +36,20 @@ class PhasesSection(Section):
     final_sparse: Share
     """Share of the run at the end, sparse, with the mask fixed."""
 
+    split: Split = (1.0, 1.0, 1.0)
+    """How the sparsification, the sparse and the dense phase of a round share it, for methods with a sparsification phase:
+    [1, 1, 1] are the paper's equal thirds, [0, 1, 1] leaves sparsification out and makes the others equally long."""
+
+    last_split: Split = (1.0, 0.0, 0.0)
+    """The same of the last round, which in the paper only sparsifies; [1, 1, 1] makes it a round like the others."""
+
     exponent: Annotated[float, Field(ge=0)] = 4.0
     """c of the sparsity ramp s·(1 − e^(−c·u))/(1 − e^(−c)) of a sparsification phase; 0 is a straight line."""
 
     @property
     def timetable(self) -> Timetable:
-        return Timetable(exact(self.dense), self.rounds, exact(self.last_round), exact(self.final_sparse))
+        shares = exact(self.dense), self.rounds, exact(self.last_round), exact(self.final_sparse)
+        return Timetable(*shares, _exact_split(self.split), _exact_split(self.last_split))
 
     @model_validator(mode="after")
     def _fills_the_run(self) -> PhasesSection:
@@ -104,6 +116,10 @@ class PruneSection(Section):
     """Timetable: `fine-tune` for trained checkpoints, the paper's two for training from scratch, or fractions of one's
     own."""
 
+    monotone: bool = True
+    """A sparsification phase only removes blocks. false: each of its steps chooses anew among all blocks, so that one that it
+    removed can return before the phase is over."""
+
     score: Score | None = None
     """How blocks rank, for every method. `effective-norm`: by the norm of what pruning removes; `norm`: by ‖W_b‖_F;
     `fisher`: by √(Σ (g·Ŵ)²), the effective weight Ŵ times its gradient g, as seen in the dense and sparsification phases;
@@ -136,6 +152,22 @@ class PruneSection(Section):
         if self.score == "attention" and self.method != "sequential-attention":
             raise ValueError(
                 f"score attention needs method sequential-attention, {self.method} has none; take fisher or norm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attention_agrees(self) -> PruneSection:
+        if self.method != "sequential-attention":
+            return self
+        if self.lock_zero_blocks and not self.attention.freezes_pruned:
+            raise ValueError(
+                "lock_zero_blocks keeps zero blocks at zero, attention.pruned: literal lets training move them; take one of "
+                "the two"
+            )
+        if self.attention.selects_before_update and self.resolved_score not in ("attention", "effective-norm"):
+            raise ValueError(
+                f"attention.selection: before-update is about A, which score {self.resolved_score} does not rank by; take "
+                "score attention or effective-norm"
             )
         return self
 
@@ -183,6 +215,11 @@ class PruneSection(Section):
 def exact(value: float) -> Fraction:
     """The decimal the user wrote as a fraction: repr gives it back for up to 15 digits."""
     return Fraction(repr(value))
+
+
+def _exact_split(split: Split) -> tuple[Fraction, Fraction, Fraction]:
+    sparsification, sparse, dense = split
+    return exact(sparsification), exact(sparse), exact(dense)
 
 
 def block_shape(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -222,6 +222,11 @@ class Recipe(Section):
     def _sections_agree(self) -> Recipe:
         if (self.train.steps is None) == (self.train.epochs is None):
             raise ValueError("train: give steps or epochs, one of the two")
+        if self.train.sparse_phases == "kept-blocks" and not self.prune.settings.freezes_pruned:
+            raise ValueError(
+                "train.sparse_phases: kept-blocks trains the kept blocks alone, prune.attention.pruned: literal all of them; "
+                "take sparse_phases: auto or pruned: frozen"
+            )
         return self
 
 

@@ -52,6 +52,10 @@ def sparsity_schema() -> dict[str, Any]:
                 ),
             },
             "schedule": _strict(_schedule(), "`plan` only: the timetable"),
+            "choices": {
+                **NAMES,
+                "description": "`plan` only: what the run does with its masks other than by default, a sentence each",
+            },
             "memory": {
                 "description": "`plan` only: bytes that a run holds, by purpose; total: the most at once",
                 "type": "object",

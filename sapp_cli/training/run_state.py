@@ -158,6 +158,7 @@ def collect(
     tensors |= {f"keep.{name}": keep for name, keep in pruner.masks.items()}
     tensors |= {f"support.{name}": keep for name, keep in pruner.support.items()}
     tensors |= {f"fisher.{name}": gathered for name, gathered in pruner.fisher.blocks.items()}
+    tensors |= {f"logits_before.{name}": logits for name, logits in pruner.logits_before.items()}
     trained = _trained(pruner)
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(trained.get(id(parameter), parameter), {}).items():
@@ -191,7 +192,7 @@ def restore(
     try:
         _load(model, part("model."))
         ranking = Ranking(**state.record.ranking.model_dump())
-        pruner.restore(state.step, part("keep."), part("support."), part("fisher."), ranking)
+        pruner.restore(state.step, part("keep."), part("support."), part("fisher."), ranking, part("logits_before."))
         phases.enter(state.record.kept_blocks)
         trained = _trained(pruner)
         fused = bool(optimizer.param_groups[0].get("fused"))

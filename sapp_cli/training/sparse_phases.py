@@ -95,7 +95,7 @@ class SparsePhases:
 
     def _chosen(self, moment: Moment) -> list[str]:
         """The layers to part in the phase that begins."""
-        if self._form == "masked":
+        if self._form == "masked" or not self._pruner.method.freezes_pruned:
             return []
         if moment.dense_ahead and not self._reset:
             return []  # pruned entries have moments of their own, which a dense phase would go on with

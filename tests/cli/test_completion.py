@@ -76,7 +76,7 @@ def test_keys_and_their_values_are_those_of_the_schema():
 def test_an_explanation_stays_on_the_line_of_its_word(completed):
     lines = completed("fish", "sapp plan --set prune.attention.").splitlines()
     assert [line.partition("=\t")[0] for line in lines] == [
-        f"prune.attention.{key}" for key in ("score", "lr", "decay", "betas", "clip", "revive")
+        f"prune.attention.{key}" for key in ("score", "lr", "decay", "betas", "clip", "revive", "pruned", "selection")
     ]
     assert "Clamp A to [density, 1/density] " in lines[4]  # square brackets are no style
     assert all(line.split("\t")[1] for line in completed("fish", "sapp plan -r ").splitlines()[1:])

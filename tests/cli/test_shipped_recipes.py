@@ -159,6 +159,7 @@ def test_imagenet_resnet50_is_planned_without_its_data(sapp, tmp_path):
         assert len(plan["schedule"]["shares"]) == 21
         assert plan["layers"][-1]["name"] == "classifier.1.weight"
         assert plan["layers"][-1]["pruned"]
+        assert "sparse phases compute densely: attention.pruned: literal" in plan["choices"]
 
 
 def test_criteo_from_gzipped_logs(sapp, tmp_path):

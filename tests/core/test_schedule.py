@@ -58,6 +58,69 @@ def test_criteo_timetable_in_1000_steps():
     assert alternating[-3:] == [(SPARSE, 10, 740, 770), (DENSE, 10, 770, 800), (SPARSE, 0, 800, 1000)]
 
 
+def shared(split, last_split, rounds=3):
+    """30 % dense, rounds of 20 %, the last of 15 %, 15 % sparse."""
+    as_fractions = [tuple(map(Fraction, shares)) for shares in (split, last_split)]
+    last, final = Fraction(15, 100), Fraction(15, 100)
+    return Timetable(1 - last - final - Fraction(20, 100) * (rounds - 1), rounds, last, final, *as_fractions)
+
+
+def test_a_round_is_shared_out_as_the_split_says():
+    table = shared((1, 2, 1), (2, 0, 1))
+    assert phases(sequential_spans(table), 100) == [
+        (DENSE, 0, 0, 30),
+        (SPARSIFICATION, 1, 30, 35),
+        (SPARSE, 1, 35, 45),
+        (DENSE, 1, 45, 50),
+        (SPARSIFICATION, 2, 50, 55),
+        (SPARSE, 2, 55, 65),
+        (DENSE, 2, 65, 70),
+        (SPARSIFICATION, 3, 70, 80),
+        (DENSE, 3, 80, 85),
+        (SPARSE, 0, 85, 100),
+    ]
+    # Methods without a sparsification phase have no such thirds.
+    plain = shared((1, 1, 1), (1, 0, 0))
+    assert alternating_spans(table) == alternating_spans(plain)
+    assert one_shot_spans(table) == one_shot_spans(plain)
+
+
+def test_the_papers_first_ablation_has_dense_and_sparse_phases_of_equal_length():
+    table = shared((0, 1, 1), (0, 1, 1), rounds=2)
+    assert phases(sequential_spans(table), 200) == [
+        (DENSE, 0, 0, 100),
+        (SPARSE, 1, 100, 120),
+        (DENSE, 1, 120, 140),
+        (SPARSE, 2, 140, 155),
+        (DENSE, 2, 155, 170),
+        (SPARSE, 0, 170, 200),
+    ]
+
+
+def test_the_tenth_criteo_round_may_be_one_like_the_others():
+    table = PRESETS["criteo"]
+    whole = Timetable(table.dense, table.rounds, table.last_round, table.final_sparse, last_split=table.split)
+    assert phases(sequential_spans(whole), 1000)[-4:] == [
+        (SPARSIFICATION, 10, 740, 760),
+        (SPARSE, 10, 760, 780),
+        (DENSE, 10, 780, 800),
+        (SPARSE, 0, 800, 1000),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("split", "last_split", "problem"),
+    [
+        ((0, 0, 1), (1, 0, 0), "split gives a round neither a sparsification nor a sparse phase"),
+        ((1, 1, 1), (0, 0, 0), "last_split gives a round neither a sparsification nor a sparse phase"),
+        ((1, 1, 0), (1, 0, 0), "split gives a round no dense phase"),
+    ],
+)
+def test_a_split_that_makes_no_round(split, last_split, problem):
+    with pytest.raises(ValueError, match=f"^{problem}"):
+        shared(split, last_split)
+
+
 def test_fine_tune_timetable_in_1000_steps():
     table = PRESETS["fine-tune"]
     assert phases(sequential_spans(table), 1000) == [

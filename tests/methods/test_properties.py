@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sapp_cli.core.schedule import Phase
+from sapp_cli.errors import SettingError
 from sapp_cli.grid import final_count
 from sapp_cli.pruner import Pruner
 
@@ -325,3 +326,45 @@ def test_more_locked_blocks_than_the_target_are_kept_locked():
     pruner = Pruner(model, {"block_size": 4, "sparsity": 0.5, "min_blocks": 1, "lock_zero_blocks": True}, STEPS)
     run(model, pruner, torch.randn(8, 16))
     assert pruner.masks["weight"].tolist() == [[True] * 4] + [[False] * 4] * 3
+
+
+@pytest.mark.parametrize(("monotone", "during", "final"), [(True, [0, 1, 2], [0, 1]), (False, [0, 2, 3], [0, 3])])
+def test_a_sparsification_phase_may_choose_anew_in_each_step(monotone, during, final):
+    model = nn.Linear(4, 1, bias=False)  # four blocks of one entry
+    model.weight.data = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    phases = {"dense": 0.25, "rounds": 1, "last_round": 0.5, "final_sparse": 0.25}
+    settings = {"method": "gradual-magnitude", "block_size": 1, "sparsity": 0.5, "min_blocks": 1, "monotone": monotone}
+    pruner = Pruner(model, {**settings, "phases": phases}, 8)
+    theta = pruner.attached["weight"].theta
+
+    def kept(step):
+        pruner.step(step)
+        return pruner.masks["weight"].flatten().nonzero().flatten().tolist()
+
+    def train(*values):
+        with torch.no_grad():
+            theta.copy_(torch.tensor([values]))
+
+    for step in range(2):
+        kept(step)
+    # sparsity(1/4) = 0.5·0.64 of four blocks is one, and so until the last step takes the second.
+    assert kept(2) == [0, 1, 2]
+    train(4, 0.5, 2, 9)  # what an optimizer does to a pruned block is undone, now that it may return
+    assert kept(3) == during
+    assert kept(4) == during
+    train(4, 0.5, 0.25, 1)
+    assert kept(5) == final
+    assert kept(6) == final
+
+
+def test_a_run_that_would_end_dense_is_refused(method):
+    ends_dense = {"acdc", "magnitude", "powerprop"}
+    settings = {"method": method, "block_size": 4, "min_blocks": 1}
+    phases = {"dense": 0.5, "rounds": 1, "last_round": 0.5, "final_sparse": 0}
+    if method in ends_dense - {"acdc"}:
+        phases = {"dense": 0.4, "rounds": 2, "last_round": 0.3, "final_sparse": 0}
+    if method in ends_dense:
+        with pytest.raises(SettingError, match="the run ends with a dense phase; give `final_sparse` a share"):
+            Pruner(nn.Linear(16, 16), {**settings, "phases": phases}, 40)
+    else:
+        Pruner(nn.Linear(16, 16), {**settings, "phases": phases}, 40)

@@ -14,7 +14,7 @@ COUNT = "a whole number of at least 1"
 SHARE_OF_BLOCKS = "a number from 0 to below 1 (Share of the blocks of all pruned layers that is removed)"
 MIN_BLOCKS = f"{COUNT} (Layers with fewer blocks stay dense (the paper's rule))"
 SEED = "a whole number from 0 to 4294967295 (Of everything drawn at random)"
-PHASES = "fine-tune, paper, criteo or a mapping of dense, rounds, last_round, final_sparse, exponent"
+PHASES = "fine-tune, paper, criteo or a mapping of dense, rounds, last_round, final_sparse, split, last_split, exponent"
 RULE = "a mapping of match, dense, sparsity, block_size, min_blocks"
 SAY_SOMETHING = "a rule says either `dense: true` or at least one of sparsity, block_size, min_blocks"
 NOT_A_KEY = "is not a key such as prune.sparsity or prune.rules[0].match"
@@ -128,7 +128,7 @@ def test_a_value_that_is_not_allowed(key, value, message):
         ("data.files.test", "unknown key; did you mean data.columns.text?"),
         ("data.files.zzz", "unknown key; allowed: train or validation"),
         ("optimiser", "unknown key; nearest: 'optimizer'"),
-        ("prune.attention.zzz", "unknown key; allowed: score, lr, decay, betas, clip or revive"),
+        ("prune.attention.zzz", "unknown key; allowed: score, lr, decay, betas, clip, revive, pruned or selection"),
     ],
 )
 def test_unknown_keys(key, message):

@@ -192,6 +192,7 @@ def test_processes_with_a_share_of_the_batch_equal_one_with_all_of_it(count, kin
 TWO_ROUNDS = {"dense": 0.1, "rounds": 2, "last_round": 0.3, "final_sparse": 0.2}
 METHODS = {
     "sequential-attention": {"attention": {"revive": True}, "phases": TWO_ROUNDS, "embeddings": True},
+    "literal": {"method": "sequential-attention", "attention": {"pruned": "literal"}, "phases": TWO_ROUNDS},
     "acdc": {},
     "powerprop": {},
 }
@@ -199,7 +200,12 @@ METHODS = {
 
 @pytest.mark.parametrize(
     ("kind", "count", "method"),
-    [("tower", 3, "sequential-attention"), ("network", 2, "acdc"), ("tower", 2, "powerprop")],
+    [
+        ("tower", 3, "sequential-attention"),
+        ("network", 2, "literal"),
+        ("network", 2, "acdc"),
+        ("tower", 2, "powerprop"),
+    ],
 )
 def test_weights_spread_over_processes_equal_one_process(kind, count, method):
     task = "classification" if kind == "network" else "masked-lm"

@@ -166,10 +166,40 @@ def is_inside_a_sparse_phase(step):
     return schedule.at(step).phase is Phase.SPARSE
 
 
+LITERAL = {"score": "attention", "lr": 0.5, "pruned": "literal", "selection": "before-update"}
+
+
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "no-reset"])
 @pytest.mark.parametrize("step", [1, 6, 7, 20])  # dense; inside and at the end of the first sparse phase; the final one
 def test_a_resumed_run_ends_with_the_same_bytes(step, reset, tmp_path):
     settings = recipe("kept-blocks", prune={"phases": TWO_ROUNDS}, train={"save_steps": 1}, optimizer={"reset": reset})
+    resume_after(step, settings, tmp_path, parts=is_inside_a_sparse_phase(step - 1) and (reset or step > 15))
+
+
+@pytest.mark.parametrize("form", ["auto", "measured"])
+@pytest.mark.parametrize("step", [2, 6, 10, 20])  # the last step of a dense phase (2, 10), sparse, the final phase
+def test_a_resumed_literal_run_ends_with_the_same_bytes(step, form, tmp_path):
+    settings = recipe(form, prune={"phases": TWO_ROUNDS, "attention": LITERAL}, train={"save_steps": 1})
+    resume_after(step, settings, tmp_path, parts=False)
+
+
+def test_with_literal_no_layer_parts_with_its_pruned_blocks():
+    """All of them are in the optimizer to the end, and logits of pruned blocks move in the final sparse phase as well."""
+    parted, logits = [], []
+
+    def look(pruner):
+        parted.extend(parted_layers(pruner))
+        layer = pruner.attached["0.weight"]
+        logits.append(layer.masked.logits.detach()[~layer.masked.keep])
+
+    run(recipe("auto", prune={"attention": LITERAL}), look)
+    assert parted == []
+    assert len(logits[-1]) == len(logits[-4])
+    assert (logits[-1] != logits[-4]).all()
+
+
+def resume_after(step, settings, tmp_path, parts):
+    """Kill a run after some steps, resume it, and compare it with one that was left alone."""
     _, undisturbed, _ = run(settings)
     folder = RunFolder(tmp_path / "out")
     seen = []
@@ -186,8 +216,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(step, reset, tmp_path):
             run(settings, killed, Keeper(folder, settings.train, record))
         saved = folder.latest()
         assert saved.step == step
-        parted = is_inside_a_sparse_phase(step - 1) and (reset or step > 15)
-        assert saved.record.kept_blocks == (["0.weight", "2.weight", "4.weight"] if parted else [])
+        assert saved.record.kept_blocks == (["0.weight", "2.weight", "4.weight"] if parts else [])
         _, resumed, _ = run(settings, keeper=Keeper(folder, settings.train, record, saved))
     for name, tensor in undisturbed.items():
         assert torch.equal(resumed[name], tensor), name
