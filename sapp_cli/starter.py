@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,42 @@ from sapp_cli.inputs.heads import architecture_of, head_of, kinds_of_labels
 from sapp_cli.inputs.positions import positions_of
 from sapp_cli.inputs.sentences import sentence_modules
 from sapp_cli.inputs.wrapped_names import unwrapped, without_wrappers
+from sapp_cli.recipe.shipped import shipped_values
 
 BLOCKS = (8, 16, 32, 64)
 MIN_BLOCKS = 100
-PREFERRED = 16  # large enough for kernels, small enough for accuracy
 OUTPUT_LAYERS = ("lm_head", "classifier", "score", "cls", "qa_outputs", "head", "output", "fc")
 RECURRENT = re.compile(r"(^|\.)weight_(ih|hh|hr)_l\d+(_reverse)?$")
 GATES = {4: "LSTM", 3: "GRU"}
 EMBEDDINGS = ("embed", "wte", "wpe", "position_ids")
+
+
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "data": {"batch_size": 32},
+    "objective": {"distill": {"weight": 0.5}},
+    "optimizer": {"lr": 2e-4},
+    "train": {"steps": 1000, "evaluate_every": 200, "clip_norm": 1.0},
+    "prune": {"block_size": 16, "sparsity": 0.8},
+}
+"""Values for tasks without a shipped recipe; all other tasks take those of theirs, so that there is one set of values."""
+TAKEN = {
+    "data": ("max_length", "batch_size", "workers"),
+    "objective": ("distill",),
+    "optimizer": ("lr", "betas"),
+    "train": ("steps", "epochs", "accumulate", "precision", "evaluate_every", "evaluation_rows", "clip_norm"),
+    "prune": ("sparsity",),
+}
+"""Keys that a new recipe takes from the shipped one if that sets them; block and rules follow from the checkpoint."""
+COMMENTS = {
+    "max_length": "tokens of a text; longer ones are cut",
+    "distill": "how much the dense model teaches; a second model in memory",
+    "lr": "try half and twice this",
+    "steps": "more is better: most of what pruning costs comes back with time",
+    "epochs": "passes over the rows; more is better: most of what pruning costs comes back with time",
+    "accumulate": "batches a step",
+    "sparsity": "of the blocks",
+}
+WIDTH = 32  # where comments begin
 
 
 @dataclass(frozen=True)
@@ -35,9 +63,14 @@ class Task:
 
     name: str
     data: str
-    objective: Sequence[str] = (
-        "  distill: {weight: 0.5}          # half of the loss: to answer as the dense model does; a second model in memory",
-    )
+    objective: Sequence[str] = ()
+    recipe: str | None = None  # the shipped one, whose values it takes
+    has_teacher: bool = True  # the dense model's outputs are worth learning
+
+    @property
+    def values(self) -> Mapping[str, Mapping[str, Any]]:
+        """The sections with the values of a new recipe."""
+        return OWN if self.recipe is None else shipped_values(self.recipe)
 
 
 FILES = "  files:\n    train: train.{ending}          # {what}\n    validation: validation.{ending}"
@@ -46,22 +79,26 @@ TENSORS = "  source: tensors\n  files:\n    train: train.npz              # {wha
 IMAGES = "  format: imagefolder\n  files:\n    train: train                  # {what}\n    validation: validation"
 
 TEXT_CLASSIFICATION = Task(
-    "classification", FILES.format(ending="jsonl", what='lines {"text": …, "label": …}; csv and parquet too')
+    "classification",
+    FILES.format(ending="jsonl", what='lines {"text": …, "label": …}; csv and parquet too'),
+    recipe=heads.SEQUENCE_CLASSIFICATION.recipe,
 )
-IMAGE_CLASSIFICATION = Task("classification", IMAGES.format(what="one subfolder a class"))
+IMAGE_CLASSIFICATION = Task(
+    "classification", IMAGES.format(what="one subfolder a class"), recipe=heads.IMAGE_CLASSIFICATION.recipe
+)
 LABELLED_IMAGES = FILES.format(ending="parquet", what="columns `image` and `label`, a number or a list of 0 and 1")
 TENSOR_CLASSIFICATION = Task("classification", TENSORS.format(what="arrays `inputs` and `targets`; safetensors too"))
 AUDIO_CLASSIFICATION = Task(
     "classification", TENSORS.format(what="arrays `inputs`, as the model's processor makes them, and `targets`")
 )
-LONG = 512
-"""Tokens of a piece of text that a language model is given, if it has as many positions."""
-CAUSAL_LM = Task("causal-lm", TEXT.format(ending="txt", what="plain text") + f"\n  max_length: {LONG}")
+CAUSAL_LM = Task("causal-lm", TEXT.format(ending="txt", what="plain text"), recipe=heads.CAUSAL_LM.recipe)
 MASKED_LM = Task("masked-lm", TEXT.format(ending="txt", what="plain text"))
 TEXT_EMBEDDING = Task(
-    "embedding-distillation", TEXT.format(ending="txt", what="one sentence a line; no labels are needed"), ()
+    "embedding-distillation",
+    TEXT.format(ending="txt", what="one sentence a line; no labels are needed"),
+    recipe=heads.NO_HEAD.recipe,
 )
-IMAGE_EMBEDDING = Task("embedding-distillation", IMAGES.format(what="no labels are needed"), ())
+IMAGE_EMBEDDING = replace(TEXT_EMBEDDING, data=IMAGES.format(what="no labels are needed"))
 YOURS = Task(
     "factory",
     TENSORS.format(what="arrays named as your function wants them; or `source: factory`"),
@@ -70,6 +107,7 @@ YOURS = Task(
         '                                  # (model, batch) -> {"loss": tensor, "metrics": {name: (sum, count)}}',
         "  higher_is_better: {}            # of each metric",
     ),
+    has_teacher=False,  # the function would have to ask for one
 )
 
 SPEECH = ("num_mel_bins", "feat_extract_norm", "feature_projection_input_dim", "audio_config")
@@ -114,17 +152,20 @@ def _as_config_says(task: Task, checkpoint: Checkpoint) -> Task:
                     '"label": …}', '"label": [0, 1, …]}' if kinds == ("binary",) else '"label": 0.5}'
                 )
             )
-            return Task(kinds[0], data, (f"  # config.json has {why}", *task.objective))
-    if task is CAUSAL_LM:
-        shortest = min([LONG, *positions_of(checkpoint.config or {}).values()])
-        return Task(task.name, task.data.replace(f"max_length: {LONG}", f"max_length: {shortest}"), task.objective)
+            task = replace(task, name=kinds[0], data=data, objective=(f"  # config.json has {why}", *task.objective))
     if task.name == "embedding-distillation":
         modules = sentence_modules(checkpoint.folder)
         source = (
             "null is mean; cls, max and more" if modules is None else f"as {modules.place.parent.name}/config.json says"
         )
         line = f"  pooling: {'mean' if modules is None else modules.pooling:<22} # {source}"
-        return Task(task.name, task.data, (line, *(f"  # {text}" for text in (modules.left_out if modules else ()))))
+        left_out = (f"  # {text}" for text in (modules.left_out if modules else ()))
+        return replace(task, objective=(line, *left_out))
+    if task.has_teacher and (absent := _head_that_is_absent(checkpoint)):
+        # The teacher is the dense model itself: without its head its outputs are random, and learning them is worse than
+        # learning from the labels alone.
+        why = f"  # no distill: the file has no {json.dumps(absent)}, so the dense model has nothing to teach yet"
+        return replace(task, objective=(*task.objective, why), has_teacher=False)
     return task
 
 
@@ -136,11 +177,13 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
     checkpoint.require_weights()
     architecture = architecture_of(checkpoint.config)
     task = _as_config_says(_task(checkpoint.config), checkpoint)
+    values = task.values
     shares = {block: _share(checkpoint, block) for block in BLOCKS}
-    block = _block(shares)
+    block = _block(shares, values["prune"]["block_size"])
+    share = 100 * values["prune"]["sparsity"]
     trained_for = "a loss of your own" if task.name == "factory" else task.name
     lines = [
-        f"# {_title(checkpoint, architecture)}: {trained_for}, 80 % in {block}×{block} blocks",
+        f"# {_title(checkpoint, architecture)}: {trained_for}, {share:.0f} % in {block}×{block} blocks",
         "#",
         "# Look first, without training and without the data:  sapp plan CHECKPOINT -r THIS_FILE",
         "# Then:                                               sapp prune CHECKPOINT -r THIS_FILE -o OUT",
@@ -155,29 +198,11 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
             "  factory: model.py:build",
             "",
         ]
-    lines += [
-        "data:",
-        task.data,
-        "  batch_size: 32",
-        "",
-        "objective:",
-        f"  task: {task.name}",
-        *task.objective,
-    ]
-    lines += [
-        "",
-        "optimizer:",
-        f"  lr: {'1e-3' if task.name == 'embedding-distillation' else '2e-4'}                        # try half and twice this",
-        "",
-        "train:",
-        "  steps: 1000                     # more is better: most of what pruning costs comes back with time",
-        "  evaluate_every: 200",
-        "  clip_norm: 1.0",
-        "",
-        "prune:",
-        "  sparsity: 0.8                   # of the blocks",
-        f"  block_size: {block}                  # rows and columns; [16, 32] works too",
-    ]
+    lines += ["data:", task.data, *_taken("data", task, checkpoint), ""]
+    lines += ["objective:", f"  task: {task.name}", *task.objective, *_taken("objective", task, checkpoint), ""]
+    for section in ("optimizer", "train", "prune"):
+        lines += [f"{section}:", *_taken(section, task, checkpoint), ""]
+    lines[-1] = _commented(f"  block_size: {block}", "rows and columns; [16, 32] works too")
     lines += [
         f"  #   {size:2}×{size:<2}: {share:4.0%} of the matrix weights lie in layers of {MIN_BLOCKS} blocks and more"
         for size, share in shares.items()
@@ -200,6 +225,32 @@ def starter_recipe(checkpoint: Checkpoint) -> str:
             for name in outputs
         ]
     return "\n".join(lines) + "\n"
+
+
+def _taken(section: str, task: Task, checkpoint: Checkpoint) -> list[str]:
+    """Lines of a section with the values that the task takes."""
+    given = {key: task.values[section][key] for key in TAKEN[section] if key in task.values.get(section, {})}
+    if not task.has_teacher:
+        given.pop("distill", None)
+    if "max_length" in given:
+        given["max_length"] = min([given["max_length"], *positions_of(checkpoint.config or {}).values()])
+    if "  format: imagefolder" in task.data or "source: tensors" in task.data:
+        given.pop("max_length", None)
+    return [_commented(f"  {key}: {_yaml(value)}", COMMENTS.get(key, "")) for key, value in given.items()]
+
+
+def _commented(line: str, comment: str) -> str:
+    return f"{line:<{WIDTH}}  # {comment}" if comment else line
+
+
+def _yaml(value: Any) -> str:
+    """A value of a shipped recipe on one line: 2e-4, [0.9, 0.95], {weight: 0.9, temperature: 2.0}."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, float) and 0 < value < 0.01:
+        mantissa, exponent = f"{value:e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return json.dumps(value) if not isinstance(value, str) else value
 
 
 def _title(checkpoint: Checkpoint, architecture: str | None) -> str:
@@ -240,11 +291,12 @@ def _share(checkpoint: Checkpoint, block: int) -> float:
     return fits / whole if whole else 0.0
 
 
-def _block(shares: Mapping[int, float]) -> int:
+def _block(shares: Mapping[int, float], preferred: int) -> int:
     """The preferred block, or a smaller one where it would leave out a tenth of the weights that the smaller one reaches."""
     if not any(shares.values()):
         return 8
-    return next((size for size in (PREFERRED, 8) if shares[size] >= 0.9 * max(shares.values())), 8)
+    sizes = [size for size in reversed(BLOCKS) if size <= preferred]
+    return next((size for size in sizes if shares[size] >= 0.9 * max(shares.values())), 8)
 
 
 def dense_in_any_case(checkpoint: Checkpoint) -> set[str]:
@@ -291,14 +343,42 @@ def _output_layers(checkpoint: Checkpoint) -> list[str]:
 
 def _known_to_the_class(checkpoint: Checkpoint, names: list[str]) -> list[str]:
     """A file may hold the head of another class as well; a rule for it would match nothing."""
-    if not names or architecture_of(checkpoint.config) is None:
+    model = _empty_model(checkpoint) if names else None
+    if model is None:
         return names
-    try:
-        from sapp_cli.inputs.models import candidate_names, empty_model
+    known = set(model.state_dict())
+    return [name for name, candidates in _names_in(model, names, known).items() if not known.isdisjoint(candidates)]
 
-        model = empty_model(checkpoint)
+
+def _head_that_is_absent(checkpoint: Checkpoint) -> str | None:
+    """A parameter of the class's head that the file lacks, as where a classifier was made of a pretrained body alone."""
+    model = _empty_model(checkpoint)
+    body = str(getattr(model, "base_model_prefix", ""))
+    if model is None or not hasattr(model, body):
+        return None
+    found = _names_in(model, checkpoint.dense_names(), set(model.state_dict()))
+    stored = {candidate for candidates in found.values() for candidate in candidates}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())  # a tied head is in the file under its other name
+    own = (name for name, _ in model.named_parameters() if not name.startswith(f"{body}.") and name not in tied)
+    return next((name for name in own if name not in stored), None)
+
+
+def _empty_model(checkpoint: Checkpoint) -> Any:
+    """The model of the class that config.json names, without values; None if there is none, or none can be built."""
+    if architecture_of(checkpoint.config) is None:
+        return None
+    try:
+        from sapp_cli.inputs.models import empty_model
+
+        return empty_model(checkpoint)
     except Exception:  # of the library, whatever it finds wrong; `plan` says it
-        return names
-    known, prefix = set(model.state_dict()), str(getattr(model, "base_model_prefix", ""))
+        return None
+
+
+def _names_in(model: Any, names: Sequence[str], known: set[str]) -> dict[str, list[str]]:
+    """{name of the file: what it may be called in the model}."""
+    from sapp_cli.inputs.models import candidate_names
+
+    prefix = str(getattr(model, "base_model_prefix", ""))
     plain = unwrapped(names, lambda name: not known.isdisjoint(candidate_names(name, prefix)))
-    return [name for name in names if not known.isdisjoint(candidate_names(plain[name], prefix))]
+    return {name: candidate_names(plain[name], prefix) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,13 @@ def find_recipe(name_or_path: str | Path) -> Path:
         parts = [f"shipped: {', '.join(shipped) or 'none'}", *([f"nearest: '{near}'"] if near else [])]
         raise UsageError(f"{path}: no such recipe, neither a file nor a shipped name; {'; '.join(parts)}")
     raise UsageError(f"{path}: no such file{_instead(path, shipped)}")
+
+
+def shipped_values(name: str) -> Mapping[str, Any]:
+    """The sections of a shipped recipe as its file has them, without defaults."""
+    path = _folder() / f"{name}.yaml"
+    values: dict[str, Any] = read_document(path.read_bytes(), str(path)).value
+    return values
 
 
 def is_shipped(path_or_name: str | Path, path: Path) -> bool:

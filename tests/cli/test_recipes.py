@@ -1,5 +1,8 @@
 """`sapp recipes`: listing, copying, and beginning a recipe for a checkpoint."""
 
+import json
+from fnmatch import fnmatch
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import transformers
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from sapp_cli.recipe.shipped import find_recipe
 from scripts.make_checkpoints import make_bert, make_gpt2, make_llama, make_resnet, make_vit
 
 
@@ -32,6 +36,68 @@ def test_plan_accepts_a_new_recipe_as_it_is(sapp, tmp_path, make, task, output_l
     assert plan.code == 0, plan.err
     dense = {layer["name"] for layer in plan.json["layers"] if layer["reason"].startswith("rule")}
     assert dense == set(output_layers)
+
+
+def make_roomy_bert(folder):
+    """Wide enough for a hundred blocks of 16×16 in every layer, as those that people have."""
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=192, num_hidden_layers=1, num_attention_heads=2, intermediate_size=384
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+
+
+def values(section, *above):
+    """{dotted key: value} of a recipe as its file has it."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from values(value, *above, key)
+        else:
+            yield ".".join((*above, key)), value
+
+
+@pytest.mark.parametrize(
+    ("make", "shipped", "smaller"),
+    [
+        (make_roomy_bert, "text-classification", {}),
+        (make_vit, "image-classification", {"prune.block_size": 8}),
+        (
+            make_gpt2,
+            "causal-lm",
+            {"prune.block_size": 16, "data.max_length": 128},
+        ),  # as large as its layers and texts are
+    ],
+    ids=["text", "images", "language"],
+)
+def test_a_new_recipe_has_the_values_of_the_shipped_one(sapp, tmp_path, make, shipped, smaller):
+    make(tmp_path / "model")
+    new = dict(values(yaml.safe_load(sapp("recipes", "init", tmp_path / "model").out)))
+    told = dict(values(yaml.safe_load(find_recipe(shipped).read_text())))
+    rules, (pattern,) = new.pop("prune.rules", []), told.pop("prune.rules")  # names of this checkpoint; any of its kind
+    assert all(fnmatch(rule["match"], pattern["match"]) for rule in rules)
+    assert new == told | smaller
+
+
+@pytest.mark.parametrize(
+    ("head", "absent"), [("ForSequenceClassification", "classifier.weight"), ("ForMaskedLM", "cls.predictions.bias")]
+)
+def test_a_model_without_its_head_is_not_its_own_teacher(sapp, tmp_path, head, absent):
+    """Its outputs would be random, as those of a pretrained body that config.json calls a classifier."""
+    make_bert(tmp_path / "body", head="Model")
+    config = tmp_path / "body" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": [f"Bert{head}"]}))
+    make_bert(tmp_path / "whole", head=head)
+    of_body, of_whole = (sapp("recipes", "init", tmp_path / name).out for name in ("body", "whole"))
+    assert yaml.safe_load(of_whole)["objective"]["distill"]["weight"] > 0
+    assert "distill" not in yaml.safe_load(of_body)["objective"]
+    assert f'  # no distill: the file has no "{absent}", so the dense model has nothing to teach yet' in of_body.split(
+        "\n"
+    )
+
+
+def test_a_tied_head_is_in_the_file(sapp, tmp_path):
+    make_gpt2(tmp_path / "model")
+    assert not any(name.startswith("lm_head") for name in load_file(tmp_path / "model" / "model.safetensors"))
+    assert yaml.safe_load(sapp("recipes", "init", tmp_path / "model").out)["objective"]["distill"]["weight"] == 0.5
 
 
 def test_a_head_that_the_class_does_not_know_gets_no_rule(sapp, tmp_path):

@@ -256,7 +256,7 @@ def test_paths_of_a_recipe_that_is_named_begin_in_the_current_folder(sapp, digit
     ran = sapp("eval", digits / "dense.safetensors", "-r", "text-classification", "--set", "data.files.train=x.jsonl")
     assert ran.code == 4
     line = ran.err.splitlines()[-1]
-    assert f"data.files.validation: no file {tmp_path}/dev.jsonl" in line
+    assert f"data.files.validation: no file {tmp_path}/validation.jsonl" in line
     assert line.endswith("; put it there, or copy the recipe and change it: sapp recipes cp text-classification .")
     assert "x.jsonl" not in line
 

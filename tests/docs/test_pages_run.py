@@ -100,7 +100,7 @@ def encoder(checkout):
 def classifier(checkout):
     """./my-classifier of the README, tiny, and rows for it."""
     make_bert(checkout / "my-classifier")
-    for name, count in (("train", 8), ("dev", 4), ("validation", 4)):
+    for name, count in (("train", 8), ("validation", 4)):
         rows = [json.dumps({"text": f"text number {number}", "label": number % 3}) for number in range(count)]
         (checkout / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
 
