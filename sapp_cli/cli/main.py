@@ -171,7 +171,7 @@ def _shown_by_typer(error: Exception) -> int | None:
         return None
     say_plainly(error, sys.argv[1:])
     show()
-    message = str(getattr(error, "message", error))
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
     document.print_error(code, message, [message], sys.argv[1:])
     return code
 

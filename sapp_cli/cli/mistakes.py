@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ def say_plainly(error: Any, typed: Sequence[str]) -> None:
     if flag and message.startswith("No such option"):
         if advice := _instead_of(flag, verb, typed):
             message, error.possibilities = f"{message}; {advice}", None
+    elif "extra argument" in message:
+        message += f"; write {advice}" if (advice := _with_flags(verb, typed)) else ""
+    elif _misses_a_flag(error):
+        message = f"Write {_with_flags(verb, typed, error.param)}"
     elif message.startswith("No such command") and "Did you mean" not in message:
         message += f" There are {', '.join(getattr(verb, 'commands', {}))}."
     elif values := list(_given(getattr(getattr(error, "param", None), "opts", ()), typed)):
@@ -44,6 +49,70 @@ def say_plainly(error: Any, typed: Sequence[str]) -> None:
             f"'cuda:{card[1]}' is not a device; write CUDA_VISIBLE_DEVICES={card[1]} before sapp, and --device cuda"
         )
     error.message = harmless(message)
+
+
+def _misses_a_flag(error: Any) -> bool:
+    """True for a flag that is needed and was not given; typer shows the message behind its name."""
+    param = getattr(error, "param", None)
+    missing = type(error).__name__ == "MissingParameter"
+    return missing and getattr(param, "param_type_name", "") == "option"
+
+
+def _with_flags(verb: Any, typed: Sequence[str], missing: Any = None) -> str:
+    """`-r recipe.yaml -o out` of words that stand where no argument belongs: those that are meant; "" if none can be told.
+
+    `missing`: a parameter that is needed, named by its metavar if no word can be meant by it.
+    """
+    parameters = getattr(verb, "params", [])
+    flags = {opt for parameter in parameters for opt in parameter.opts}
+    surplus = _surplus(parameters, _behind_the_verb(verb, typed))
+    keys = [word for word in _given(["--set"], typed) if "=" not in word]
+    if keys and surplus:
+        return f"--set {keys[0]}={surplus[0]}"
+    found: list[list[str]] = []
+    for word in (word for word in surplus if not word.startswith("-")):
+        looks = "-r" if word.endswith((".yaml", ".yml")) or _is_shipped(word) else "-o"
+        for flag in (looks, "-o", "--against"):
+            free = flag in flags and not _is_given(flag, parameters, typed) and not any(flag in each for each in found)
+            if free and (flag != "-r" or looks == "-r"):
+                found.append([flag, shlex.quote(word)])
+                break
+    if missing is not None and not any(each[0] in missing.opts for each in found):
+        found.insert(0, [min(missing.opts, key=len), missing.metavar])
+    return " ".join(part for each in found for part in each)
+
+
+def _behind_the_verb(verb: Any, typed: Sequence[str]) -> Sequence[str]:
+    place = next((place for place, word in enumerate(typed) if word == getattr(verb, "name", None)), -1)
+    return typed[place + 1 :]
+
+
+def _surplus(parameters: Sequence[Any], words: Sequence[str]) -> list[str]:
+    """The words that belong to no flag, behind as many of them as the verb has arguments."""
+    takes_value = {
+        opt for parameter in parameters for opt in parameter.opts if not getattr(parameter, "is_flag", False)
+    }
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            found += rest
+        elif word in takes_value:
+            next(rest, None)
+        elif not word.startswith("-"):
+            found.append(word)
+    return found[sum(parameter.param_type_name == "argument" for parameter in parameters) :]
+
+
+def _is_given(flag: str, parameters: Sequence[Any], typed: Sequence[str]) -> bool:
+    names = next(parameter.opts for parameter in parameters if flag in parameter.opts)
+    return next(_given(names, typed), None) is not None
+
+
+def _is_shipped(word: str) -> bool:
+    from sapp_cli.recipe.shipped import shipped_recipes
+
+    return word in {recipe.name for recipe in shipped_recipes()}
 
 
 def _instead_of(flag: str, verb: Any, typed: Sequence[str]) -> str:
