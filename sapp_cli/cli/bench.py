@@ -77,7 +77,7 @@ def bench(
         str | None,
         typer.Option(
             "--block-size",
-            metavar="N|ROWSxCOLUMNS",
+            metavar="N|RxC",
             help="16, or 16x32 (out × in); else the recipe's, or 16.",
             rich_help_panel=ESTIMATE,
         ),

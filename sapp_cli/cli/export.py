@@ -23,8 +23,8 @@ def export(
         str | None,
         typer.Option(
             "--block-size",
-            metavar="N|ROWSxCOLUMNS",
-            help="For weights that no run of sapp has decided on: blocks of 16, or 16x32 (out × in); else 16x16.",
+            metavar="N|RxC",
+            help="For weights that no run of sapp has decided on: 16, or 16x32 (out × in); else 16x16.",
         ),
     ] = None,
     max_shard_size: Annotated[
@@ -32,7 +32,7 @@ def export(
         typer.Option(
             "--max-shard-size",
             metavar="SIZE",
-            help="Split the weights into files of at most this, e.g. 5GB; else as the source is split.",
+            help="Largest file: 5GB; else as the source is split.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,

@@ -9,6 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from sapp_cli.cli.help_page import print_page
+
 
 class Verb(TyperCommand):
     """A command whose flags take no value, and say none."""
@@ -16,12 +18,18 @@ class Verb(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return _without_type(super().get_params(ctx))
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        print_page(self, ctx)
+
 
 class Verbs(TyperGroup):
     """The same of a group of commands."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _without_type(super().get_params(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        print_page(self, ctx)
 
 
 def _without_type(parameters: list[Any]) -> list[Any]:
@@ -43,7 +51,7 @@ def keep_examples(app: typer.Typer) -> None:
         paragraphs = inspect.cleandoc(command.callback.__doc__ or "").split("\n\n")
         command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs if not text.startswith("\b"))
         examples = [line for text in paragraphs if text.startswith("\b") for line in text.splitlines()[1:]]
-        command.epilog = "\n\n".join(examples)  # the last thing on the screen; typer makes a line of each paragraph
+        command.epilog = "\n\n".join(examples)  # a paragraph each, as typer wants them
         command.short_help = re.split(r"[:;.]", " ".join(paragraphs[0].split()))[0]
         command.cls = Verb
     for group in app.registered_groups:

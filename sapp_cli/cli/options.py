@@ -58,7 +58,7 @@ CheckpointArgument = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Hugging Face folder, folder of shards, .safetensors, .safetensors.index.json, .pt, .pth, .bin or .ckpt file.",
+        help="Hugging Face folder, folder of shards, or a file: .safetensors, .index.json, .pt, .pth, .bin or .ckpt.",
         show_default=False,
     ),
 ]
@@ -68,7 +68,7 @@ RecipeOption = Annotated[
         "--recipe",
         "-r",
         metavar="RECIPE",
-        help="Recipe file, or the name of a shipped one (`sapp recipes ls`).",
+        help="A file, or the name of a shipped one: `sapp recipes ls`.",
         show_default=False,
         autocompletion=complete_recipe,
     ),
@@ -79,7 +79,7 @@ OptionalRecipeOption = Annotated[
         "--recipe",
         "-r",
         metavar="RECIPE",
-        help="Recipe file, or the name of a shipped one (`sapp recipes ls`); else what `sapp recipes init` writes.",
+        help="A file, or a shipped name (`sapp recipes ls`); else what `sapp recipes init` writes.",
         show_default=False,
         autocompletion=complete_recipe,
     ),
@@ -89,7 +89,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Set any recipe key, e.g. optimizer.lr=1e-3; repeatable.",
+        help="Any recipe key: optimizer.lr=1e-3; repeatable.",
         rich_help_panel=SETTINGS,
         autocompletion=complete_key,
     ),
@@ -98,8 +98,8 @@ BlockSizeOption = Annotated[
     str | None,
     typer.Option(
         "--block-size",
-        metavar="N|ROWSxCOLUMNS",
-        help="Block of the weight seen as out × in: 16, or 16x32.",
+        metavar="N|RxC",
+        help="16, or 16x32: rows × columns, of out × in.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -108,7 +108,7 @@ SparsityOption = Annotated[
     typer.Option(
         "--sparsity",
         metavar="SHARE",
-        help="Share of the blocks of all pruned layers to remove, e.g. 0.9.",
+        help="Share of the blocks to remove, such as 0.9.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -117,7 +117,7 @@ TargetSizeOption = Annotated[
     typer.Option(
         "--target-size",
         metavar="SIZE",
-        help="Least sparsity that makes the block-sparse file at most this large, e.g. 20MB.",
+        help="Find the sparsity for a file of this size: 20MB.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -127,7 +127,7 @@ TargetSpeedupOption = Annotated[
         "--target-speedup",
         metavar="FACTOR",
         min=1.0,
-        help="Least sparsity that should make the model so many times faster here, by timing its layers.",
+        help="Find the sparsity for this speed-up, by timing.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -136,7 +136,7 @@ MethodOption = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help=f"Pruning method: {', '.join(method.value for method in MethodName)}.",
+        help=f"{', '.join(method.value for method in MethodName)}.",
         rich_help_panel=SETTINGS,
         autocompletion=lambda incomplete: [
             method.value for method in MethodName if method.value.startswith(incomplete)
@@ -170,7 +170,7 @@ DeterministicOption = Annotated[
     bool | None,
     typer.Option(
         "--deterministic",
-        help="Ask CUDA for reproducible kernels (a CPU has them).",
+        help="Reproducible kernels on CUDA, as on a CPU.",
         rich_help_panel=SETTINGS,
         show_default=False,
     ),
@@ -179,7 +179,7 @@ CompileOption = Annotated[
     bool | None,
     typer.Option(
         "--compile",
-        help="Train with torch.compile; needs a C++ compiler on a CPU.",
+        help="torch.compile; a CPU needs a C++ compiler.",
         rich_help_panel=SETTINGS,
         show_default=False,
     ),
@@ -189,7 +189,7 @@ PrintConfigOption = Annotated[
     bool,
     typer.Option(
         "--print-config",
-        help="Print the merged recipe, the origin of each value beside it, and stop.",
+        help="Print the merged recipe with origins, and stop.",
         rich_help_panel=OUTPUT,
     ),
 ]

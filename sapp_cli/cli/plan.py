@@ -53,8 +53,8 @@ def plan(
         bool | None,
         typer.Option(
             "--time/--no-time",
-            help="With a recipe: rehearse a few steps of each phase and time an example, to say how long the run and the "
-            "result take; needs the data. Without one an example is timed unless --no-time is given.",
+            help="With a recipe: estimate how long the run and the result take, from a few timed steps; needs the data. "
+            "Without one an example is timed unless --no-time is given.",
             show_default=False,
         ),
     ] = None,

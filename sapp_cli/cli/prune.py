@@ -67,7 +67,7 @@ def prune(
         typer.Option(
             "--max-shard-size",
             metavar="SIZE",
-            help="Split the weights into files of at most this, e.g. 5GB; else as the source is split.",
+            help="Largest file: 5GB; else as the source is split.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -75,7 +75,7 @@ def prune(
         bool, typer.Option("--overwrite", help="Replace an output of sapp that is there.", rich_help_panel=OUTPUT)
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.", rich_help_panel=OUTPUT)
     ] = False,
     print_config: PrintConfigOption = False,
     as_json: JsonOption = False,

@@ -83,9 +83,68 @@ def test_help_fits_80_columns_and_keeps_the_lines_of_examples(sapp, monkeypatch,
     assert max(map(len, lines)) <= 80
     assert "\\b" not in ran.out
     assert "\b" not in ran.out
+    assert len(lines) <= 50  # two screens of 24 lines, and the prompt
+    if "Examples:" in lines:
+        assert all(line.startswith("  sapp ") for line in lines[lines.index("Examples:") + 1 :] if line)
     if verb in ("report", "check", "export"):
         examples = [line.strip() for line in lines if line.strip().startswith(f"sapp {verb} ")]
         assert examples == [line.strip() for line in EXAMPLES[verb].strip().splitlines()]
+
+
+def test_flags_stand_in_groups_with_their_texts_beside_them(sapp, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = sapp("export", "--help").out
+    assert (
+        page
+        == """\
+Usage: sapp export [OPTIONS] {PATH}
+
+Write a checkpoint again in another layout, without training: dense,
+block-sparse (bsr) or both.
+
+The weights keep every bit, but for −0 in a block of zeros, which becomes +0. A
+weight of a checkpoint that sapp did not prune becomes block-sparse where that
+makes it smaller.
+
+Arguments:
+  PATH                         Any checkpoint, an output of sapp or not.
+
+Options:
+  -o, --out OUT                Folder to make. Needed.
+      --layout both|dense|bsr  Which weight files to write. Needed.
+      --block-size N|RxC       For weights that no run of sapp has decided on:
+                               16, or 16x32 (out × in); else 16x16.
+  -h, --help                   Show this message and exit.
+
+Output:
+      --max-shard-size SIZE    Largest file: 5GB; else as the source is split.
+      --overwrite              Replace an output of sapp that is there.
+      --json                   One JSON document on stdout.
+  -q, --quiet                  Errors only on stderr.
+  -v, --verbose                More about what is read and done, on stderr.
+
+Examples:
+  sapp export ./my-model-sparse -o ./my-model-bsr --layout bsr
+  sapp export pruned.safetensors -o out --layout both --block-size 32
+
+"""
+    )
+
+
+def test_every_flag_and_verb_is_on_its_page(sapp, monkeypatch):
+    import typer.main
+
+    monkeypatch.setenv("COLUMNS", "60")
+    pages = [((), typer.main.get_command(app))]
+    for words, command in pages:
+        names = {row.split()[0] for row in sapp(*words, "--help").out.splitlines() if row.strip()}
+        said = sapp(*words, "--help").out
+        pages += [((*words, name), inner) for name, inner in getattr(command, "commands", {}).items()]
+        assert set(getattr(command, "commands", {})) <= names
+        for parameter in command.params:
+            word = parameter.metavar if parameter.param_type_name == "argument" else max(parameter.opts, key=len)
+            assert word in said
+    assert len(pages) > 12
 
 
 @pytest.mark.parametrize("verb", [[], ["prune"], ["recipes", "cp"]])
