@@ -9,11 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from sapp_cli.cli.console import stderr
+from sapp_cli.cli.console import LiveLines, stderr
 
 if TYPE_CHECKING:
     from sapp_cli.training.loop import StepRecord
@@ -66,7 +65,7 @@ class ComparisonWatcher:
                 self._live = Live(console=self._console, transient=True, refresh_per_second=2)
                 self._live.start()
             lines = [Text(f"{name}  {last_line(log)}", no_wrap=True, overflow="ellipsis") for name, log in logs.items()]
-            self._live.update(Group(*lines))
+            self._live.update(LiveLines(*lines))
 
 
 def last_line(log: Path) -> str:

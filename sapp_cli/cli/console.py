@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
 
 from sapp_cli.cli.streams import stream_of
@@ -14,6 +14,8 @@ from sapp_cli.visible import harmless
 
 NO_TERMINAL = 1000
 """Columns where nobody counts them: no table is cut or wrapped."""
+ECHOES = 8
+"""Columns that are left free for what a terminal writes itself: ^C, each time that it is pressed."""
 
 
 class VisibleConsole(Console):
@@ -35,6 +37,20 @@ class _PlainLines(VisibleConsole):
         with self.capture() as captured:
             super().print(*objects, **options)
         self.file.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
+
+
+class LiveLines:
+    """Lines that are drawn anew: they end before the terminal's right edge.
+
+    A terminal writes ^C where the cursor stands, at the end of the last line. Behind a full line it does so on the next row,
+    and whoever erases the lines by moving up stops one row too early.
+    """
+
+    def __init__(self, *lines: RenderableType) -> None:
+        self._lines = Group(*lines)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self._lines, options.update_width(max(1, options.max_width - ECHOES)))
 
 
 def stdout() -> Console:

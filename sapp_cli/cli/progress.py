@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from sapp_cli.cli.console import stderr
+from sapp_cli.cli.console import LiveLines, stderr
 from sapp_cli.report.wording import metric_text, percent, rate_text, span_text
 from sapp_cli.training.loop import StepRecord
 
@@ -32,9 +32,8 @@ class _TwoLines(Progress):
     """What a step came to, and below it the bar with the clocks."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        for task in self.tasks:
-            yield Text(task.description, no_wrap=True, overflow="ellipsis")
-        yield self.make_tasks_table(self.tasks)
+        texts = (Text(task.description, no_wrap=True, overflow="ellipsis") for task in self.tasks)
+        yield LiveLines(*texts, self.make_tasks_table(self.tasks))
 
 
 class _Rate(ProgressColumn):
