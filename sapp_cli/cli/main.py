@@ -16,7 +16,7 @@ import typer
 from sapp_cli._version import __version__
 from sapp_cli.cli import bench, check, compare, document, evaluate, export, plan, prune, recipes, report
 from sapp_cli.cli.help import keep_examples
-from sapp_cli.cli.mistakes import say_plainly
+from sapp_cli.cli.mistakes import say_plainly, whole_message
 from sapp_cli.cli.shells import keep_candidates_whole, use_our_scripts
 from sapp_cli.cli.streams import drop_stdout, prepare, stream_of
 from sapp_cli.errors import Interrupted, ResourceError, SappError, UsageError
@@ -171,7 +171,7 @@ def _shown_by_typer(error: Exception) -> int | None:
         return None
     say_plainly(error, sys.argv[1:])
     show()
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    message = whole_message(error)
     document.print_error(code, message, [message], sys.argv[1:])
     return code
 

@@ -18,6 +18,7 @@ from sapp_cli.visible import harmless
 
 _NO_NUMBER = re.compile(r"Input should be a valid (number|integer)")
 _CARD = re.compile(r"'cuda:(\d+)'")
+_MISSING = "MissingParameter"
 _BEYOND = re.compile(r"Input should be (greater|less) than or equal to (\S+)$")
 
 
@@ -51,11 +52,15 @@ def say_plainly(error: Any, typed: Sequence[str]) -> None:
     error.message = harmless(message)
 
 
+def whole_message(error: Any) -> str:
+    """The message of a mistake that typer found; of a missing parameter with its name, which typer adds when it shows it."""
+    return str(error.format_message() if type(error).__name__ == _MISSING else getattr(error, "message", error))
+
+
 def _misses_a_flag(error: Any) -> bool:
     """True for a flag that is needed and was not given; typer shows the message behind its name."""
     param = getattr(error, "param", None)
-    missing = type(error).__name__ == "MissingParameter"
-    return missing and getattr(param, "param_type_name", "") == "option"
+    return type(error).__name__ == _MISSING and getattr(param, "param_type_name", "") == "option"
 
 
 def _with_flags(verb: Any, typed: Sequence[str], missing: Any = None) -> str:

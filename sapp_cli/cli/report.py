@@ -44,8 +44,8 @@ def report(
         str | None,
         typer.Option(
             "--block-size",
-            metavar="N|ROWSxCOLUMNS",
-            help="See all weights (out × in) in blocks of 16, or 16x32; else as the run or the file has them, or 16x16.",
+            metavar="N|RxC",
+            help="See all weights (out × in) in these blocks: 16, or 16x32; else in those of the run or the file, or 16x16.",
         ),
     ] = None,
     sort: Annotated[
@@ -61,7 +61,7 @@ def report(
         typer.Option(
             "--against",
             metavar="OTHER",
-            help="Another checkpoint: blocks kept in both, only here, only there, change of the weights.",
+            help="Compare with another checkpoint: blocks kept in both, only here, only there, change of the weights.",
             show_default=False,
         ),
     ] = None,
@@ -141,7 +141,7 @@ def report(
         comparison = compare(checkpoint, facts, other, layer_facts(other, block))
     if gallery is not None and html is not None:
         _write_page(html, path, checkpoint, found, gallery, comparison, say)
-    _print(found, comparison, formats[0] if formats else "table", checkpoint)
+    _print(found, comparison, formats[0] if formats else "table", checkpoint, every_layer=verbose)
 
 
 def block_shape(text: str | None) -> tuple[int, int] | None:
@@ -155,7 +155,9 @@ def block_shape(text: str | None) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def _print(found: SparsityReport, comparison: Comparison | None, form: str, checkpoint: Checkpoint) -> None:
+def _print(
+    found: SparsityReport, comparison: Comparison | None, form: str, checkpoint: Checkpoint, *, every_layer: bool
+) -> None:
     if form == "--json":
         document = found.as_json() | ({"against": comparison.as_json()} if comparison else {})
         print_document(document)
@@ -170,17 +172,18 @@ def _print(found: SparsityReport, comparison: Comparison | None, form: str, chec
         run = read_run(home_of(checkpoint))
         print(as_markdown(str(checkpoint.path), found, run, comparison), end="")
     else:
-        _print_tables(found, comparison)
+        _print_tables(found, comparison, every_layer)
 
 
-def _print_tables(found: SparsityReport, comparison: Comparison | None) -> None:
+def _print_tables(found: SparsityReport, comparison: Comparison | None, every_layer: bool) -> None:
     from sapp_cli.cli.console import stdout
-    from sapp_cli.cli.report_table import comparison_table, layer_table
+    from sapp_cli.cli.report_table import comparison_table
+    from sapp_cli.cli.tables import print_layers
     from sapp_cli.report.texts import not_compared, not_counted_text
     from sapp_cli.report.wording import printable
 
     console = stdout()
-    console.print(layer_table(found, console.width))
+    print_layers(console, found, every_layer, "report")
     if missing := not_counted_text(found):
         console.print(missing, markup=False)
     if comparison is None:

@@ -16,34 +16,17 @@ from sapp_cli.report.wording import count_text, cut_in_the_middle, percent, prin
 
 COLUMNS = ("shape", "block", "kept / blocks", "sparsity", "target", "dense", "sparse")
 WORK_COLUMNS = ("mult-adds", "share")  # where the model was seen at work
-LEAST_NAME = 40  # characters; narrower terminals lose columns instead
-LEAST_LINE = 32  # the same where names are broken rather than cut
+LEAST_NAME = 40  # characters of the names in a comparison
+LEAST_LINE = 32  # the same of layers, whose names are broken rather than cut; narrower terminals lose columns instead
 LEAST_PART = 16  # of a broken name, in any terminal
-DROPPED_FIRST = ("share", "dense", "block", "shape", "sparse", "target", "mult-adds")
-DROPPED_FOR_WHOLE_NAMES = ("share", "target", "mult-adds", "kept / blocks")  # in the plan
-DROPPED_LAST = ("dense", "block", "shape")
+DROPPED_FIRST = ("share", "target", "mult-adds")
+DROPPED_LAST = {"plan": ("kept / blocks", "dense", "block", "shape"), "report": ("dense", "block", "shape", "sparse")}
+"""A plan's blocks follow from its target; those of a report are what it is about."""
 GAP = 2
 TOTALS = 3  # rows at the end
 
 
-def layer_table(report: SparsityReport, width: int) -> Table:
-    """One row a layer, totals at the end, for a terminal of `width` characters: names are cut to fit, then columns go."""
-    columns = _columns(report)
-    rows = [(printable(layer.name), *_layer_cells(layer, report)) for layer in report.layers]
-    totals = _totals(report)
-    widths = _widths([("layer", *columns), *rows, *totals])
-    shown = [0, *_fitting(widths, columns, width, [(column, LEAST_NAME) for column in DROPPED_FIRST])]
-    room = max(LEAST_NAME, width - sum(widths[column] + GAP for column in shown[1:]))
-    table = _empty_table(columns, shown)
-    for layer, row in zip(report.layers, rows, strict=True):
-        table.add_row(*_cells(row, shown, room), style=None if layer.pruned else "dim")
-    table.add_section()
-    for row in totals:
-        table.add_row(*_cells(row, shown, room), style="bold")
-    return table
-
-
-def plan_table(report: SparsityReport, every_layer: bool, width: int) -> Table:
+def layer_table(report: SparsityReport, every_layer: bool, width: int, verb: str = "plan") -> Table:
     """The layers with their reasons, those that are alike in one row unless `every_layer`; totals at the end.
 
     Names stay whole. In narrow terminals they are broken between their parts, reasons stand below them, and columns go.
@@ -59,10 +42,9 @@ def plan_table(report: SparsityReport, every_layer: bool, width: int) -> Table:
     reasons = [printable(by_name[names[0]].reason) for names in groups]
     totals = _totals(report)
     widths = _widths([("layer", *columns), *rows, *totals])
-    beside = sum(widths) + GAP * len(widths) + max(map(len, reasons), default=0) <= width
-    order = [(column, widths[0]) for column in DROPPED_FOR_WHOLE_NAMES] + [
-        (column, LEAST_LINE) for column in DROPPED_LAST
-    ]
+    beside = any(reasons) and sum(widths) + GAP * len(widths) + max(map(len, reasons)) <= width
+    order = [(column, widths[0]) for column in DROPPED_FIRST]
+    order += [(column, widths[0] if column == "kept / blocks" else LEAST_LINE) for column in DROPPED_LAST[verb]]
     shown = [0, *_fitting(widths, columns, width, order)]
     room = max(LEAST_PART, width - sum(widths[column] + GAP for column in shown[1:]))
     table = _empty_table(columns, shown)
@@ -70,7 +52,7 @@ def plan_table(report: SparsityReport, every_layer: bool, width: int) -> Table:
         table.add_column("why", no_wrap=True)
     for names, row, reason in zip(groups, rows, reasons, strict=True):
         pruned = by_name[names[0]].pruned
-        below = [] if beside or (pruned and reason == "pruned") else _broken(reason, " ", room - GAP)
+        below = [] if beside or not reason or (pruned and reason == "pruned") else _broken(reason, " ", room - GAP)
         name = "\n".join([*_broken(row[0], ".", room), *(" " * GAP + line for line in below)])
         cells = [Text(row[column]) for column in shown[1:]]
         table.add_row(Text(name), *cells, *([Text(reason)] if beside else []), style=None if pruned else "dim")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from sapp_cli.cli.report_table import TOTALS, plan_table
+from sapp_cli.cli.report_table import TOTALS, layer_table
 from sapp_cli.report.texts import budgets_text, not_counted_text, targeted_text
 from sapp_cli.report.wording import metric_text, percent, printable, size_text, time_text
 
@@ -70,9 +70,9 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None, e
         )
 
 
-def print_layers(console: Console, report: SparsityReport, every_layer: bool) -> None:
-    """The layers of a plan with their reasons."""
-    table = plan_table(report, every_layer, console.width)
+def print_layers(console: Console, report: SparsityReport, every_layer: bool, verb: str = "plan") -> None:
+    """The layers of a plan or a report with their reasons."""
+    table = layer_table(report, every_layer, console.width, verb)
     console.print(table)
     if table.row_count < len(report.layers) + TOTALS:
         console.print("×: layers that are alike share a row; --verbose gives each its own")

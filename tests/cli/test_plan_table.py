@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from sapp_cli.cli.report_table import plan_table
+from sapp_cli.cli.report_table import layer_table
 from sapp_cli.grid import BlockGrid
 from sapp_cli.report.sparsity import LayerFacts, expected_counts, make_report
 
@@ -33,7 +33,7 @@ def encoder():
 
 def shown(width, every_layer=False):
     text = io.StringIO()
-    Console(file=text, width=width).print(plan_table(encoder(), every_layer, width))
+    Console(file=text, width=width).print(layer_table(encoder(), every_layer, width))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 

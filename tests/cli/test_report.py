@@ -25,9 +25,9 @@ def test_the_table(sapp, out):
     ran = sapp("report", out)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.splitlines() == [
-        "layer                  shape  block  kept / blocks  sparsity  target  dense  sparse",
-        "first.weight             4×6    2×2          2 / 6    66.7 %  65.0 %   96 B    52 B",
-        "second.weight            3×4      –              –     0.0 %       –   48 B       –",
+        "layer                  shape  block  kept / blocks  sparsity  target  dense  sparse  why",
+        "first.weight             4×6    2×2          2 / 6    66.7 %  65.0 %   96 B    52 B  pruned",
+        "second.weight            3×4      –              –     0.0 %       –   48 B       –  rule 'second*'",
         "pruned layers, blocks                                 66.7 %  65.0 %",
         "all prunable weights                                  44.4 %",
         "whole model                                           43.6 %          156 B   112 B",
@@ -137,14 +137,64 @@ def test_a_long_name_stands_whole_where_there_is_no_terminal(sapp, tmp_path):
     assert line.startswith(f"{name}    2×2  16×16          1 / 1     0.0 %       –   16 B       –")
 
 
-def test_a_long_name_is_cut_in_the_middle_in_a_terminal(sapp, tmp_path, monkeypatch):
-    for key, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "160", "TERM": "xterm"}.items():
+def in_terminal(sapp, monkeypatch, columns, *arguments):
+    """The lines on a screen of so many columns."""
+    for key, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": str(columns), "TERM": "xterm"}.items():
         monkeypatch.setenv(key, value)
-    path = save_floats(tmp_path / "m.safetensors", **{f"{'deep.' * 60}weight": np.ones((2, 2))})
-    line = re.sub(r"\x1b\[[0-9]*m", "", sapp("report", path).out.splitlines()[1])
-    assert len(line) <= 160
-    assert "…" in line
-    assert ".weight " in line
+    return [re.sub(r"\x1b\[[0-9]*m", "", line).rstrip() for line in sapp("report", *arguments).out.splitlines()]
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """An output whose three layers have alike weights, but for the last one's first, and a head that a rule kept dense."""
+    block, empty = np.ones((2, 2)), np.zeros((2, 2))
+    half, full = np.block([[block, empty], [empty, block]]), np.ones((4, 4))
+    weights = {f"encoder.layer.{index}.attention.self.query.weight": half if index < 2 else full for index in range(3)}
+    weights |= {f"encoder.layer.{index}.output.dense.weight": half for index in range(3)}
+    (tmp_path / "out").mkdir()
+    path = save_floats(tmp_path / "out" / "model.safetensors", **weights, **{"classifier.weight": np.ones((4, 4))})
+    made = {"layout": "linear", "block": [2, 2], "target": 0.5, "prunable": True}
+    layers = [{"name": name, "pruned": True, "reason": "pruned", "shape": [4, 4], **made} for name in weights]
+    head = {"name": "classifier.weight", "pruned": False, "reason": "rule 'classifier*'", "shape": [4, 4], **made}
+    entries = [{**layer, "sparsity": 0.5} for layer in [*layers, head | {"block": None, "target": None}]]
+    (tmp_path / "out" / "sparsity.json").write_text(json.dumps({"version": 1, "layers": entries}))
+    return path.parent
+
+
+def test_layers_that_are_alike_share_a_row_and_reasons_are_shown(sapp, encoder, monkeypatch):
+    assert in_terminal(sapp, monkeypatch, 80, encoder) == [
+        "layer                            shape  block  kept / blocks  sparsity  sparse",
+        "encoder.layer.{0..1}.attention.    4×4    2×2          2 / 4    50.0 %    52 B",
+        "self.query.weight ×2",
+        "encoder.layer.2.attention.self.    4×4    2×2          4 / 4     0.0 %       –",
+        "query.weight",
+        "  lost no block",
+        "encoder.layer.{0..2}.output.       4×4    2×2          2 / 4    50.0 %    52 B",
+        "dense.weight ×3",
+        "classifier.weight                  4×4      –              –     0.0 %       –",
+        "  rule 'classifier*'",
+        "5 of 6 layers, blocks                                           41.7 %",  # 10 of 24 blocks of 2×2
+        "all prunable weights                                            35.7 %",  # 40 of 112 weights
+        "whole model                                                     35.7 %   388 B",
+        "×: layers that are alike share a row; --verbose gives each its own",
+    ]
+
+
+def test_every_layer_has_a_row_if_wanted_and_documents_always_have(sapp, encoder, monkeypatch):
+    rows = in_terminal(sapp, monkeypatch, 120, encoder, "--verbose")
+    assert sum("encoder.layer." in row for row in rows) == 6
+    assert not any(" ×" in row for row in rows)
+    assert len(sapp("report", encoder, "--json").json["layers"]) == 7
+    assert len(sapp("report", encoder, "--csv").out.splitlines()) == 8
+    assert sapp("report", encoder, "--markdown").out.count("encoder.layer.") == 6
+
+
+def test_a_long_name_is_broken_in_a_terminal(sapp, tmp_path, monkeypatch):
+    name = f"{'deep.' * 60}weight"
+    path = save_floats(tmp_path / "m.safetensors", **{name: np.ones((2, 2))})
+    lines = in_terminal(sapp, monkeypatch, 160, path)
+    assert max(map(len, lines)) <= 160
+    assert "".join(line.split("  ")[0] for line in lines[1:4]) == name
 
 
 def test_a_narrow_terminal_loses_columns_before_names(sapp, out, monkeypatch):
