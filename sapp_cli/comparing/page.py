@@ -10,14 +10,23 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from sapp_cli.comparing.cells import Budget, Cell
-from sapp_cli.comparing.figures import INK, RULE
+from sapp_cli.comparing.figures import INK, RULE, front
 from sapp_cli.comparing.table import Row, Table, by_text, value_text
 from sapp_cli.report.page import Headline, render, templates
 from sapp_cli.report.svg import themed
-from sapp_cli.report.wording import count_text, counted, metric_text, printable, size_text, times_fewer, times_smaller
+from sapp_cli.report.wording import (
+    count_text,
+    counted,
+    metric_text,
+    percent,
+    printable,
+    size_text,
+    times_fewer,
+    times_smaller,
+)
 
 VARIABLES = {INK: "ink", RULE: "rule", "#ffffff": "surface"}
-PANEL_PIXELS = (290, 520)  # of a panel of a plot, the least and the most
+LEAST_PIXELS = 620  # of a plot, which a narrower screen scrolls
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class Plot:
     """One of the plots, as an element of the page."""
 
     svg: Markup
-    width: tuple[int, int]  # pixels, the least and the most
+    least_width: int  # pixels
+    lines: tuple[str, ...] = ()  # below it
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Line:
 def html_comparison(table: Table, plots: Mapping[str, bytes], cells: Sequence[Cell], budget: Budget, out: str) -> str:
     """The page. `plots`: those of `draw_plots`; `out`: the folder, as the command line had it."""
     name = f"Pruning methods on {printable(budget.checkpoint.name)}"
+    methods = ", ".join(dict.fromkeys(row.method for row in table.rows))
     return render(
         templates("comparing"),
         "comparison.html.j2",
@@ -65,8 +76,20 @@ def html_comparison(table: Table, plots: Mapping[str, bytes], cells: Sequence[Ce
         table=table,
         lines=[_dense_line(table), *(_line(row, table) for row in table.rows)],
         plots=[
-            _plot(plots, "sparsity", f"{table.metric} against the sparsity asked for", table),
-            _plot(plots, "cost", f"{table.metric} against multiply-adds and size", table),
+            _plot(
+                plots,
+                "sparsity",
+                f"{table.metric} against the sparsity asked for",
+                f"A panel a block size, a line a method: {methods}; dashed: dense. The figures are those of the table.",
+            ),
+            _plot(
+                plots,
+                "cost",
+                f"{table.metric} against size and multiply-adds",
+                f"A point a row of the table, a colour a method: {methods}; the line joins the rows that no cheaper one "
+                "beats; star and dashed line: dense.",
+                tuple(_fronts(table)),
+            ),
         ],
         notes=table.footer,
         command=shlex.join(command_line(cells, budget, out)),
@@ -142,10 +165,20 @@ def _line(row: Row, table: Table) -> Line:
     )
 
 
-def _plot(plots: Mapping[str, bytes], name: str, title: str, table: Table) -> Plot:
-    panels = len({row.block for row in table.rows})
-    lines = ", ".join(dict.fromkeys(row.method for row in table.rows))
-    text = f"A panel a block size, a line a method: {lines}; dashed: dense. The figures are those of the table."
+def _fronts(table: Table) -> Iterator[str]:
+    """The rows on the front by size, and on the one by multiply-adds, the cheapest first."""
+    for key, name, written in (
+        ("bytes_sparse", "size", size_text),
+        ("kept_multiply_adds", "multiply-adds", count_text),
+    ):
+        rows = [
+            f"{row.method} {by_text(row.block)} at {percent(row.sparsity)} ({metric_text(mean)}, {written(round(cost))})"
+            for cost, mean, row in front(table, key)
+        ]
+        if rows:
+            yield f"By {name}: {', '.join(rows)}."
+
+
+def _plot(plots: Mapping[str, bytes], name: str, title: str, text: str, lines: tuple[str, ...] = ()) -> Plot:
     svg = themed(plots[f"{name}.svg"].decode(), name, title, text, VARIABLES)
-    # matplotlib has escaped every text in it
-    return Plot(Markup(svg), (panels * PANEL_PIXELS[0], panels * PANEL_PIXELS[1]))
+    return Plot(Markup(svg), LEAST_PIXELS, lines)  # matplotlib has escaped every text in it

@@ -145,6 +145,16 @@ def test_nothing_is_fetched_and_the_plots_take_the_colours_of_the_page(text, pag
     assert "var(--ink)" in drawn
 
 
+def test_the_front_is_in_words_too(page):
+    words = "".join(page.text.split())
+    for text in (
+        # all of one size: the best of them
+        "By size: fisher 8×8 at 90.0 % (0.9600, 145 kB).",
+        "By multiply-adds: magnitude 16×32 at 90.0 % (0.8000, 10.0 k), fisher 8×8 at 90.0 % (0.9600, 20.0 k).",
+    ):
+        assert "".join(text.split()) in words
+
+
 def test_files_are_written_once(table, tmp_path):
     assert write_files(tmp_path, table, CELLS, BUDGET) == NAMES
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)

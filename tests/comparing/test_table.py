@@ -1,13 +1,14 @@
 """The table of a comparison, by hand: means, spreads, who is ahead, and its forms as text."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from sapp_cli.cli.compare import print_table
 from sapp_cli.comparing.cells import Cell, Record, Store, Variant
-from sapp_cli.comparing.figures import draw_plots
+from sapp_cli.comparing.figures import draw_plots, front
 from sapp_cli.comparing.results import make_table, with_best
 from sapp_cli.comparing.table import Failure, Result, Row, Table, value_text
 from sapp_cli.errors import SappError, UsageError
@@ -128,13 +129,51 @@ def test_json(table):
     assert document["rows"][2]["std"] is None
 
 
+def priced(method, value, size, work):
+    return Row(method, "8", 0.9, {0: Result(0.97, value, True, 60, 0.9, 1000, size, 1000, work)}, ())
+
+
+def test_the_front_is_what_no_cheaper_row_beats():
+    rows = (
+        priced("large", 0.96, 400, 10),
+        priced("beaten", 0.90, 300, 20),  # larger than the next one, and worse
+        priced("middle", 0.92, 200, 30),
+        priced("twin", 0.91, 200, 40),  # of the same size, and worse
+        priced("equal", 0.96, 500, None),  # no better than the large one
+        priced("small", 0.80, 100, 50),
+        Row("none", "8", 0.9, {}, ()),
+    )
+    higher = Table("accuracy", True, (0,), 60, 0.97, 1000, 1000, rows)
+    assert [row.method for _, _, row in front(higher, "bytes_sparse")] == ["small", "middle", "large"]
+    assert [row.method for _, _, row in front(higher, "kept_multiply_adds")] == ["large"]
+    lower = replace(higher, higher_is_better=False)
+    assert [(cost, row.method) for cost, _, row in front(lower, "bytes_sparse")] == [(100, "small")]
+    assert [row.method for _, _, row in front(lower, "kept_multiply_adds")] == ["large", "beaten", "small"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_plots_are_as_wide_as_the_page_and_have_no_accuracy_above_one(count):
+    rows = tuple(
+        Row("magnitude", str(2**index), 0.9, {0: Result(1.0, 0.999, True, 60, 0.9, 1000, 100 + index, None, None)}, ())
+        for index in range(count)
+    )
+    drawn = draw_plots(Table("accuracy", True, (0,), 60, 1.0, 1000, None, rows))
+    for name in ("sparsity.svg", "cost.svg"):
+        text = drawn[name].decode()
+        assert 'width="691.2pt"' in text  # 9.6 inches
+        values = [float(value) for value in re.findall(r">(\d\.\d+)</text>", text)]
+        assert values and max(values) <= 1
+    assert "multiply-adds" not in drawn["cost.svg"].decode()
+
+
 def test_plots_in_both_formats_and_the_same_each_time(table):
     plots = draw_plots(table)
     assert sorted(plots) == ["cost.png", "cost.svg", "sparsity.png", "sparsity.svg"]
     assert plots["cost.png"].startswith(b"\x89PNG")
     for text in ("accuracy (higher is better)", "8×8 blocks", "magnitude", "fisher", "dense"):
         assert text in plots["sparsity.svg"].decode()
-    assert "multiply-adds of an example" in plots["cost.svg"].decode()
+    for text in ("multiply-adds of an example", "size, block-sparse", "front"):
+        assert text in plots["cost.svg"].decode()
     assert draw_plots(table) == plots
 
 
