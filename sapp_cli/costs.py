@@ -93,7 +93,8 @@ def see_times(
 def multiply_adds_of_blocks(layers: Iterable[Layer], work: Mapping[str, int | None]) -> dict[str, int] | None:
     """{pruned layer: multiply-adds of one of its blocks for one example}; edge blocks count as whole ones.
 
-    None if those of a pruned layer are not known.
+    0 for a layer that is not faster block-sparse: its multiply-adds are those of the dense weight, whatever is pruned. None if
+    those of a pruned layer are not known.
     """
     costs = {}
     for layer in layers:
@@ -101,17 +102,25 @@ def multiply_adds_of_blocks(layers: Iterable[Layer], work: Mapping[str, int | No
             known = work[layer.name]
             if known is None:
                 return None
-            costs[layer.name] = -(-known * math.prod(layer.grid.block) // layer.parameters)
+            block = -(-known * math.prod(layer.grid.block) // layer.parameters)
+            costs[layer.name] = 0 if layer.no_gain else block
     return costs
 
 
 def picoseconds_of_blocks(layers: Iterable[Layer], times: Mapping[str, LayerTime]) -> dict[str, int]:
-    """{pruned layer: what one more block takes}, 0 for a layer that stays dense; whole numbers, so that sums are exact."""
+    """{pruned layer: what one more block takes}, whole numbers, so that sums are exact.
+
+    0 for a layer that stays dense, and for one that was not faster with the blocks of its own target.
+    """
     return {
-        layer.name: round(times[layer.name].block * 1e12) if layer.name in times else 0
+        layer.name: round(times[layer.name].block * 1e12) if layer.name in times and _gains(layer, times) else 0
         for layer in layers
         if layer.pruned
     }
+
+
+def _gains(layer: Layer, times: Mapping[str, LayerTime]) -> bool:
+    return times[layer.name].at(layer.kept_count) < times[layer.name].dense
 
 
 def see_costs(

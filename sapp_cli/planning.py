@@ -138,6 +138,7 @@ def layer_facts(
             grid=layer.grid,
             target=None if layer.sparsity is None else float(layer.sparsity),
             multiply_adds=(multiply_adds or {}).get(layer.name),
+            no_gain=layer.no_gain,
         )
         for layer in layers
     ]

@@ -129,7 +129,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
     clock = time.thread_time if arguments.processor_time else time.perf_counter
     with torch.inference_mode():
         for matrix, block, sparsity, rows in product(
-            arguments.shape or shapes, blocks, sparsities, arguments.rows or ROWS
+            arguments.shape or shapes, arguments.block or blocks, sparsities, arguments.rows or ROWS
         ):
             yield measure(matrix, block, sparsity, rows, dtype, arguments.seconds, arguments.way or (), isa, clock)
 
@@ -165,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of time as it passes")
     parser.add_argument("--shape", type=sides, action="append", metavar="OUTxIN")
+    parser.add_argument("--block", type=sides, action="append", metavar="ROWSxCOLUMNS")
     parser.add_argument("--sparsity", type=float, action="append")
     parser.add_argument("--rows", type=int, action="append")
     parser.add_argument(

@@ -151,7 +151,10 @@ def test_neither_statistics_nor_random_numbers_move():
 def test_what_a_block_costs_and_who_has_to_say_so():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
     layers = decide_layers(model, EVERYTHING)
-    assert multiply_adds_of_blocks(layers, {"0.weight": 3 * 64, "1.weight": 32}) == {"0.weight": 12, "1.weight": 4}
+    # Half of the blocks of 2 rows: no layer of them is faster than dense, so none saves multiply-adds.
+    assert multiply_adds_of_blocks(layers, {"0.weight": 3 * 64, "1.weight": 32}) == {"0.weight": 0, "1.weight": 0}
+    sparser = decide_layers(model, EVERYTHING.model_copy(update={"sparsity": 0.9}))
+    assert multiply_adds_of_blocks(sparser, {"0.weight": 3 * 64, "1.weight": 32}) == {"0.weight": 12, "1.weight": 4}
     assert multiply_adds_of_blocks(layers, {"0.weight": 3 * 64, "1.weight": None}) is None
     settings = {"block_size": 2, "min_blocks": 1, "allocation": "multiply-adds"}
     with pytest.raises(SettingError) as caught:

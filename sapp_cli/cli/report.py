@@ -179,13 +179,14 @@ def _print_tables(found: SparsityReport, comparison: Comparison | None, every_la
     from sapp_cli.cli.console import stdout
     from sapp_cli.cli.report_table import comparison_table
     from sapp_cli.cli.tables import print_layers
-    from sapp_cli.report.texts import not_compared, not_counted_text
+    from sapp_cli.report.texts import no_gain_text, not_compared, not_counted_text
     from sapp_cli.report.wording import printable
 
     console = stdout()
     print_layers(console, found, every_layer, "report")
-    if missing := not_counted_text(found):
-        console.print(missing, markup=False)
+    for note in (not_counted_text(found), no_gain_text(found)):
+        if note:
+            console.print(note, markup=False)
     if comparison is None:
         return
     console.print()

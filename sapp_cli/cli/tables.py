@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sapp_cli.cli.report_table import TOTALS, layer_table
-from sapp_cli.report.texts import budgets_text, not_counted_text, targeted_text
+from sapp_cli.report.texts import budgets_text, no_gain_text, not_counted_text, targeted_text
 from sapp_cli.report.wording import metric_text, percent, printable, size_text, time_text
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None, e
     Layers that are alike share a row unless `every_layer`.
     """
     print_layers(console, plan.report, every_layer)
-    if missing := not_counted_text(plan.report):
-        console.print(missing, markup=False)
+    for note in (not_counted_text(plan.report), no_gain_text(plan.report)):
+        if note:
+            console.print(note, markup=False)
     console.print()
     model, targets = plan.report.model, plan.targets
     console.print(
@@ -35,9 +36,14 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None, e
         f"model; in whole blocks: {percent(model.prunable_sparsity)} and {percent(model.sparsity)}"
     )
     if plan.allocation == "balanced" and "multiply_adds" not in plan.report.budgets:
+        no_gain = all(layer.no_gain for layer in plan.report.targeted)
+        why = (
+            "no pruned layer is faster block-sparse"
+            if no_gain
+            else "the multiply-adds of the pruned layers are not known"
+        )
         console.print(
-            "allocation balanced: the multiply-adds of the pruned layers are not known, so parameters are the only budget; "
-            "training moves blocks between layers"
+            f"allocation balanced: {why}, so parameters are the only budget; training moves blocks between layers"
         )
     elif plan.allocation == "balanced":
         console.print(
@@ -111,6 +117,8 @@ def print_result(console: Console, result: PruneResult) -> None:
     )
     if budgets := budgets_text(report):
         console.print(f"{'kept':<12} {budgets}")
+    if no_gain := no_gain_text(report):
+        console.print(f"{'not faster':<12} {no_gain}", markup=False)
     if result.unranked:
         console.print(f"{'kept whole':<12} {printable(result.unranked)}", markup=False)
     sizes = result.sizes

@@ -12,6 +12,7 @@ from sapp_cli.layers.decisions import (
     matrix_layout,
     rule_matches,
     some_names,
+    with_no_gain,
 )
 from sapp_cli.layers.folding import FoldedState, tensor_state
 from sapp_cli.layers.masked_weight import KeptBlocks, MaskedWeight
@@ -38,4 +39,5 @@ __all__ = [
     "some_names",
     "tensor_state",
     "whole",
+    "with_no_gain",
 ]

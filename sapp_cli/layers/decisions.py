@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sapp_cli.core.schedule import Phase
 from sapp_cli.errors import SettingError
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout, final_count
+from sapp_cli.layers.no_gain import run_of, why_no_gain
 from sapp_cli.recipe.prune_section import PruneSection, RuleSection, block_shape, exact
 
 NO_SPARSITY = "its target sparsity is 0"
@@ -40,6 +41,7 @@ class Layer:
     sparsity: Fraction | None = None  # target, of blocks; pruned layers only
     frozen: bool = False  # no gradient is asked for: its values never change
     constant: str | None = None  # what is known of a weight whose values are all equal
+    run: int | None = None  # of a convolution: values of its window that lie together (`no_gain.run_of`)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,6 +52,16 @@ class Layer:
         """Blocks that stay in the end, K."""
         assert self.grid is not None and self.sparsity is not None, f"{self.name} is not pruned"
         return final_count(self.sparsity, self.grid.count)
+
+    @property
+    def no_gain(self) -> str | None:
+        """Why a pruned layer is not faster with the blocks of its target than dense, by the rule.
+
+        None if it is, and for an embedding, which multiplies nothing.
+        """
+        if not self.pruned or self.grid is None or self.sparsity is None or self.kind == "Embedding":
+            return None
+        return why_no_gain(self.grid, self.kept_count, self.run)
 
 
 def decide_layers(
@@ -150,6 +162,7 @@ def _weights(model: nn.Module, stored_names: Mapping[str, str]) -> Iterator[Laye
             layout=layout,
             frozen=not weight.requires_grad,
             constant=_constant(weight),
+            run=run_of(module) if attribute == "weight" else None,
         )
 
 
@@ -200,7 +213,13 @@ def _decide(weight: Layer, settings: PruneSection) -> Layer:
     reason = f"rule '{rule.match}'" if rule else "pruned"
     if int(grid.count * (1 - sparsity)) < 1:
         reason += f"; one block stays: {float(sparsity):g} of {grid.count} blocks would leave none"
-    return replace(weight, pruned=True, grid=grid, sparsity=sparsity, reason=reason)
+    decided = replace(weight, pruned=True, grid=grid, sparsity=sparsity, reason=reason)
+    return with_no_gain(decided, decided.no_gain)
+
+
+def with_no_gain(layer: Layer, why: str | None) -> Layer:
+    """The layer with the reason why it is not faster block-sparse, if there is one."""
+    return replace(layer, reason=f"{layer.reason}; block-sparse is not faster here: {why}") if why else layer
 
 
 def _known(layer: Layer, settings: PruneSection) -> Layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from sapp_cli.costs import see_costs
 from sapp_cli.inputs.data import DataSets
-from sapp_cli.layers import decide_layers
+from sapp_cli.layers import Layer, decide_layers, with_no_gain
 from sapp_cli.pipeline.start import read_start
 from sapp_cli.pipeline.watcher import Silence, Watcher
 from sapp_cli.planning import Plan, make_plan, masked_weight_bytes, with_peak
@@ -40,6 +41,8 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path, watcher: Watcher | None = 
     checkpoint, loaded, data, schedule = start.checkpoint, start.loaded, start.data, start.schedule
     layers = decide_layers(loaded.model, settings.prune, loaded.stored_names)
     multiply_adds, costs = see_costs(loaded.model, layers, settings, data)
+    if settings.prune.resolved_allocation == "time" and costs is not None:
+        layers = [_timed(layer, costs) for layer in layers]
     made = make_plan(checkpoint, loaded, layers, schedule, settings, multiply_adds)
     steps = schedule.steps if schedule else LONG_ENOUGH
     if settings.train.gradient_checkpointing:
@@ -53,6 +56,13 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path, watcher: Watcher | None = 
             memory["masked_weights"] = masked_weight_bytes(pruner.attached)  # loads what makes them
         process = max(0, process_bytes() - made.memory["weights"])
     return replace(made, memory=with_peak(memory, _footprint(loaded.model, pruner, settings, data), process))
+
+
+def _timed(layer: Layer, picoseconds: Mapping[str, int]) -> Layer:
+    """The layer, marked if it was not faster when it was timed and the rule did not say so."""
+    if not layer.pruned or layer.no_gain or picoseconds[layer.name]:
+        return layer
+    return with_no_gain(layer, "measured on this machine")
 
 
 def _footprint(model: nn.Module, pruner: Pruner, settings: Recipe, data: DataSets | None) -> Footprint | None:

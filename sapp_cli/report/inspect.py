@@ -37,6 +37,7 @@ class Recorded:
     kept_blocks: int | None
     sparsity: float
     multiply_adds: int | None
+    no_gain: str | None
 
 
 def layer_facts(checkpoint: Checkpoint, block: tuple[int, int] | None) -> list[LayerFacts]:
@@ -105,6 +106,7 @@ def _recorded(path: Path, entry: Any) -> Recorded:
         "target": entry.get("target") is None or _is_share(entry["target"]),
         "kept_blocks": entry.get("kept_blocks") is None or _is_list_of_counts([entry["kept_blocks"]]),
         "multiply_adds": entry.get("multiply_adds") is None or _is_list_of_counts([entry["multiply_adds"]]),
+        "no_gain": entry.get("no_gain") is None or isinstance(entry["no_gain"], str),
         "sparsity": _is_share(entry.get("sparsity")),
         "prunable": isinstance(entry.get("prunable", True), bool),
         "pruned": isinstance(entry.get("pruned"), bool),
@@ -124,6 +126,7 @@ def _recorded(path: Path, entry: Any) -> Recorded:
         kept_blocks=entry.get("kept_blocks"),
         sparsity=entry["sparsity"],
         multiply_adds=entry.get("multiply_adds"),
+        no_gain=entry.get("no_gain"),
     )
 
 
@@ -189,4 +192,5 @@ def _facts(checkpoint: Checkpoint, name: str, known: Recorded | None, block: tup
         grid=BlockGrid(layout.matrix, wanted) if layout and wanted else None,
         target=known.target if known and as_decided else None,
         multiply_adds=known.multiply_adds if known else None,
+        no_gain=known.no_gain if known and as_decided else None,
     )

@@ -30,6 +30,7 @@ def sparsity_schema() -> dict[str, Any]:
                     optional={
                         **_multiply_adds("the dense weight"),
                         "multiply_adds_share": _about(SHARE, "of the kept multiply-adds of all layers"),
+                        "no_gain": _about(TEXT, "why the layer is not faster block-sparse; missing where it is"),
                     },
                 ),
             },
@@ -161,7 +162,9 @@ def _layer() -> dict[str, Any]:
 def _multiply_adds(what: str) -> dict[str, Any]:
     return {
         "multiply_adds": _about(COUNT, f"of {what}, for one example; missing where the model was not seen at work"),
-        "kept_multiply_adds": _about(COUNT, "of the kept blocks, edge blocks as whole ones"),
+        "kept_multiply_adds": _about(
+            COUNT, "of the kept blocks, edge blocks as whole ones; of all blocks where block-sparse is not faster"
+        ),
     }
 
 

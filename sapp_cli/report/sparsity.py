@@ -16,6 +16,8 @@ from sapp_cli.grid import BlockGrid, MatrixLayout, final_count
 VERSION = 1
 WORK_KEYS = ("multiply_adds", "kept_multiply_adds", "multiply_adds_share")
 """Of sparsity.json, only where the model was seen at work; the last of layers only."""
+OPTIONAL_KEYS = (*WORK_KEYS, "no_gain")
+"""Of sparsity.json, left out where there is no value."""
 LOST_NOTHING = "lost no block"
 """The reason of a layer that was given a target and kept all of its blocks."""
 Order = Literal["name", "sparsity", "size", "blocks"]
@@ -35,6 +37,7 @@ class LayerFacts:
     grid: BlockGrid | None = None
     target: float | None = None  # requested share of blocks
     multiply_adds: int | None = None  # of the dense weight, for one example; None: not known
+    no_gain: str | None = None  # why the layer is not faster block-sparse; None: it is, or nobody said so
 
     @property
     def parameters(self) -> int:
@@ -68,7 +71,8 @@ class LayerSparsity:
     pruned: bool
     reason: str
     multiply_adds: int | None = None  # of the dense weight, for one example; None: not known
-    kept_multiply_adds: int | None = None  # of the kept blocks
+    kept_multiply_adds: int | None = None  # of the kept blocks; all of them where block-sparse is not faster
+    no_gain: str | None = None  # why it is not
 
     @property
     def parameters(self) -> int:
@@ -76,7 +80,9 @@ class LayerSparsity:
 
     @property
     def multiply_adds_of_a_block(self) -> int:
-        """For one example; 0 if that is not known."""
+        """For one example; 0 if that is not known, or pruning saves none because the layer computes as a dense one."""
+        if self.no_gain:
+            return 0
         return -(-(self.multiply_adds or 0) * self.block_size // max(1, self.parameters))
 
     @property
@@ -167,13 +173,14 @@ class SparsityReport:
     def budgets(self) -> dict[str, Budget]:
         """{"parameters": …, "multiply_adds": …}: how much of uniform targets' cost the kept blocks take.
 
-        Empty if no layer has a target; multiply-adds are missing if those of one of the layers are not known.
+        Empty if no layer has a target. Multiply-adds are missing if those of one of the layers are not known, and if no layer
+        is faster block-sparse; a layer that is not counts in parameters alone.
         """
         rows = [layer for layer in self.targeted if layer.target_blocks is not None]
         if not rows:
             return {}
         found = {"parameters": _budget(rows, [layer.block_size for layer in rows])}
-        if all(layer.multiply_adds is not None for layer in rows):
+        if all(layer.multiply_adds is not None for layer in rows) and not all(layer.no_gain for layer in rows):
             found["multiply_adds"] = _budget(rows, [layer.multiply_adds_of_a_block for layer in rows])
         return found
 
@@ -265,6 +272,7 @@ def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
     lost = grid is not None and counts.kept_blocks < grid.count
     pruned = lost if facts.pruned is None else facts.pruned and (lost or grid is None)
     entries = min(facts.parameters, counts.kept_blocks * math.prod(grid.block)) if pruned and grid else facts.parameters
+    multiplied = facts.parameters if facts.no_gain else entries
     return LayerSparsity(
         name=facts.name,
         shape=facts.shape,
@@ -283,7 +291,8 @@ def _layer(facts: LayerFacts, counts: Counts) -> LayerSparsity:
         multiply_adds=facts.multiply_adds,
         kept_multiply_adds=None
         if facts.multiply_adds is None
-        else -(-facts.multiply_adds * entries // facts.parameters),
+        else -(-facts.multiply_adds * multiplied // facts.parameters),
+        no_gain=facts.no_gain,
     )
 
 
@@ -296,8 +305,8 @@ def _budget(layers: Sequence[LayerSparsity], costs: Sequence[int]) -> Budget:
 
 
 def _known(part: dict[str, Any]) -> dict[str, Any]:
-    """The part without the figures on multiply-adds that nobody counted."""
-    return {key: value for key, value in part.items() if value is not None or key not in WORK_KEYS}
+    """The part without the figures on multiply-adds that nobody counted, and other keys that may be missing."""
+    return {key: value for key, value in part.items() if value is not None or key not in OPTIONAL_KEYS}
 
 
 def _removed(kept: int, total: int) -> float:

@@ -9,7 +9,7 @@ from dataclasses import fields
 
 from sapp_cli.report.comparison import Comparison, LayerComparison
 from sapp_cli.report.run import RunRecord
-from sapp_cli.report.sparsity import WORK_KEYS, LayerSparsity, ModelSparsity, SparsityReport
+from sapp_cli.report.sparsity import OPTIONAL_KEYS, WORK_KEYS, LayerSparsity, ModelSparsity, SparsityReport
 from sapp_cli.report.wording import by, count_text, counted, metric_text, percent, printable, size_text, times_smaller
 
 MARKUP = frozenset('\\`*_{}[]()<>&|~#!"$=+@^')  # what Markdown and HTML may read as more than a letter
@@ -22,7 +22,7 @@ def as_csv(report: SparsityReport) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     has_work = report.has_work
-    keys = [field.name for field in fields(LayerSparsity) if field.name not in WORK_KEYS]
+    keys = [field.name for field in fields(LayerSparsity) if field.name not in OPTIONAL_KEYS]
     writer.writerow([*keys, *(WORK_KEYS if has_work else ())])
     for layer in report.layers:
         work = (layer.multiply_adds, layer.kept_multiply_adds, report.share(layer)) if has_work else ()
@@ -50,6 +50,8 @@ def as_markdown(name: str, report: SparsityReport, run: RunRecord | None, compar
         change = f"{metric_text(value.dense)} → {metric_text(value.pruned)}"
         totals.append((f"{markdown_text(metric)} ({better} is better)", change))
     parts = [f"**Sparsity of {markdown_code(name)}**", _table([("", ""), *totals], "lr")]
+    if no_gain := no_gain_text(report):
+        parts.append(markdown_text(no_gain))
     heads = ("mult-adds", "share") if report.has_work else ()
     layers = _table(
         [("layer", "shape", "block", "kept / blocks", "sparsity", "target", "dense", "block-sparse", *heads)]
@@ -116,6 +118,19 @@ def not_counted_text(report: SparsityReport) -> str:
         return ""
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"multiply-adds: no total and no shares, since those of {printable(names[0])}{others} could not be counted"
+
+
+def no_gain_text(report: SparsityReport) -> str:
+    """How many pruned layers are not faster block-sparse, and what becomes of them; "" if there is none."""
+    names = [layer.name for layer in report.pruned if layer.no_gain]
+    if not names:
+        return ""
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    layers = "1 pruned layer is" if len(names) == 1 else f"{len(names)} pruned layers are"
+    return (
+        f"{layers} not faster block-sparse: {printable(names[0])}{others}; pruning makes the file smaller, the multiply-adds "
+        "stay those of the dense weight"
+    )
 
 
 def work_cells(layer: LayerSparsity, report: SparsityReport) -> tuple[str, str]:

@@ -18,6 +18,14 @@ def test_every_way_is_measured_and_the_ratio_is_over_the_best_dense_one():
     assert cell.ideal == pytest.approx(4.0)
 
 
+def test_blocks_may_be_named(capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    bench_kernels.main(
+        ["--quick", "--shape", "64x48", "--block", "1x16", "--block", "4x1", "--rows", "2", "--seconds", "0"]
+    )
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[2:]] == ["1×16", "4×1"]
+
+
 def test_the_figures_go_to_a_file_with_their_machine(tmp_path, capsys, monkeypatch):
     out = tmp_path / "kernels.json"
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # the tests' own number stays
