@@ -70,7 +70,7 @@ def write_card(
     )
     loads_with = auto_class(architecture) if architecture else None
     text = environment.get_template("card.md.j2").render(
-        head=card_head(folder, loads_with, bool(report.pruned), manifest["metrics"]),
+        head=card_head(folder, name, loads_with, bool(report.pruned), manifest["metrics"]),
         name=name,
         report=report,
         manifest=manifest,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sapp_cli.outputs.card_results import model_index
 
 SOURCE_CARD = "README.source.md"
 LONGEST_HEAD = 1 << 16  # bytes of the source's card that are looked at
@@ -40,8 +42,8 @@ PLAIN_NAME = re.compile(r"\w[\w .-]*")
 """A metric's name that the hub may know; others come out of files and stand in the card's text alone, escaped."""
 
 
-def card_head(folder: Path, auto_class: str | None, pruned: bool, metrics: Iterable[str]) -> str:
-    """The lines between the two `---`. `folder` may hold the source's card; `metrics`: names of what the run evaluated."""
+def card_head(folder: Path, name: str, auto_class: str | None, pruned: bool, metrics: Mapping[str, Any]) -> str:
+    """The lines between the two `---`. `folder` may hold the source's card and the run's recipe; `metrics`: of the manifest."""
     head = source_head(folder / SOURCE_CARD)
     if auto_class is not None:
         head.setdefault("library_name", "transformers")
@@ -52,7 +54,11 @@ def card_head(folder: Path, auto_class: str | None, pruned: bool, metrics: Itera
     measured = [name for name in metrics if name not in NOT_A_METRIC and PLAIN_NAME.fullmatch(name)]
     if measured:
         head["metrics"] = _joined(head.get("metrics", []), measured)
-    ordered = {key: head[key] for key in CARRIED if key in head}
+    ordered: dict[str, Any] = {key: head[key] for key in CARRIED if key in head}
+    # The results of the source's card are those of another model, so they are not carried.
+    task = head.get("pipeline_tag")
+    if results := model_index(folder, name, task if isinstance(task, str) else None, metrics):
+        ordered["model-index"] = results
     return str(yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=120))
 
 

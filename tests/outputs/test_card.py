@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from sapp_cli.grid import BlockGrid, MatrixLayout
 from sapp_cli.outputs.card import FileSizes, auto_class, write_card
@@ -124,6 +125,79 @@ def test_what_the_source_says_of_itself_is_kept(tmp_path):
         "pipeline_tag": "zero-shot-classification",
         "tags": ["pruning", "nlp", "block-sparse", "sapp"],
     }
+
+
+MEASURED = {
+    "accuracy": {"dense": 0.9, "pruned": 0.875, "higher_is_better": True},
+    "loss": {"dense": 0.4, "pruned": 0.5, "higher_is_better": False},
+    "auc": {"dense": 0.9, "pruned": 0.8, "higher_is_better": True},
+    "of my own": {"dense": 1.0, "pruned": 2.0, "higher_is_better": True},
+}
+ROWS = "data: {files: {train: /home/me/train.csv, validation: /home/me/rows/validation.csv}}"
+
+
+def with_results(tmp_path, recipe=ROWS, metrics=MEASURED, architecture="BertForSequenceClassification"):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    return card(tmp_path, manifest={**RUN, "metrics": metrics}, architecture=architecture)
+
+
+def test_the_runs_results_are_in_the_form_of_the_hub(tmp_path):
+    text = with_results(tmp_path)
+    assert head_of(text)["model-index"] == [
+        {
+            "name": "mine",
+            "results": [
+                {
+                    "task": {"type": "text-classification"},
+                    "dataset": {"name": "validation.csv", "type": "csv", "split": "validation"},
+                    "metrics": [
+                        {"type": "accuracy", "name": "Accuracy", "value": 0.875},
+                        {"type": "roc_auc", "name": "ROC AUC", "value": 0.8},
+                    ],
+                }
+            ],
+        }
+    ]
+    assert "/home/me" not in text
+
+
+def test_the_hubs_own_reader_reads_the_results(tmp_path):
+    """It raises for a result that lacks something, and for a name that is not there."""
+    read = ModelCard(with_results(tmp_path)).data
+    found = [(one.task_type, one.dataset_name, one.dataset_type, one.dataset_split) for one in read.eval_results]
+    assert found == [("text-classification", "validation.csv", "csv", "validation")] * 2
+    assert [(one.metric_type, one.metric_name, one.metric_value) for one in read.eval_results] == [
+        ("accuracy", "Accuracy", 0.875),
+        ("roc_auc", "ROC AUC", 0.8),
+    ]
+    assert read.model_name == "mine"
+    assert read.metrics == ["accuracy", "auc", "of my own"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metrics", "architecture"),
+    [
+        (ROWS, MEASURED, None),  # no task
+        (ROWS, MEASURED, "BertModel"),
+        (ROWS, {"loss": MEASURED["loss"], "of my own": MEASURED["of my own"]}, "GPT2LMHeadModel"),
+        (ROWS, {"accuracy": {"dense": 0.9, "pruned": float("nan"), "higher_is_better": True}}, "GPT2LMHeadModel"),
+        ("data: {files: {train: a.csv}}", MEASURED, "GPT2LMHeadModel"),  # rows that were held out
+        ("data: {files: {train: a.csv, validation: 'b-*.csv'}}", MEASURED, "GPT2LMHeadModel"),
+        ("data: {files: {train: a.csv, validation: [b.csv, c.csv]}}", MEASURED, "GPT2LMHeadModel"),
+        ("data: {files: {validation: rows.unknown}}", MEASURED, "GPT2LMHeadModel"),
+        ("data: {source: tensors, files: {validation: b.npz}}", MEASURED, "GPT2LMHeadModel"),
+        ("data: [", MEASURED, "GPT2LMHeadModel"),
+        ("[]", MEASURED, "GPT2LMHeadModel"),
+    ],
+)
+def test_results_whose_facts_are_not_known_are_left_out(tmp_path, recipe, metrics, architecture):
+    assert "model-index" not in head_of(with_results(tmp_path, recipe, metrics, architecture))
+
+
+def test_a_folder_of_images_is_named_by_its_format(tmp_path):
+    recipe = "data: {format: imagefolder, files: {validation: /data/cats/validation}}"
+    (index,) = head_of(with_results(tmp_path, recipe, architecture="ViTForImageClassification"))["model-index"]
+    assert index["results"][0]["dataset"] == {"name": "validation", "type": "imagefolder", "split": "validation"}
 
 
 @pytest.mark.parametrize(
