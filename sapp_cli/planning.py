@@ -17,6 +17,7 @@ from sapp_cli.recipe.prune_section import PruneSection
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.sparsity import LayerFacts, SparsityReport, expected_counts, make_report
 from sapp_cli.training.footprint import Footprint
+from sapp_cli.training.rate_search import SearchPlan
 
 FP32 = 4  # bytes
 HEAP_SLACK = 1 / 3
@@ -36,6 +37,7 @@ class Plan:
     gains: tuple[Gain, ...] = ()  # by block size, the recipe's first
     allocation: str = "uniform"  # with another one the layers' counts set the budget and say not what each will keep
     choices: tuple[str, ...] = ()  # what the recipe chooses differently from the defaults about masks, a line each
+    search: SearchPlan | None = None  # for the learning rate, if the recipe has `auto`
 
     @property
     def targets(self) -> dict[str, float]:
@@ -59,7 +61,9 @@ class Plan:
         decided = {"targets": self.targets, "rules": list(map(asdict, self.rules)), "schedule": schedule}
         gains = [gain.as_json() for gain in self.gains]
         choices = list(self.choices)
-        return {**self.report.as_json(), **decided, "choices": choices, "memory": self.memory, "gains": gains}
+        search = {} if self.search is None else {"search": self.search.as_json()}
+        found = {"choices": choices, "memory": self.memory, "gains": gains}
+        return {**self.report.as_json(), **decided, **search, **found}
 
 
 def make_plan(

@@ -19,7 +19,9 @@ from sapp_cli.core.schedule import Phase, PhaseSchedule
 from sapp_cli.pipeline.prune import prune
 from sapp_cli.pipeline.watcher import Watcher
 from sapp_cli.recipe.load import LoadedRecipe
+from sapp_cli.recipe.schema import with_rate
 from sapp_cli.training.loop import StepRecord
+from sapp_cli.training.rate_search import centre
 
 SECONDS = 3.0
 """Of each kind of phase, about."""
@@ -45,7 +47,10 @@ class Duration:
 def estimate_duration(recipe: LoadedRecipe, checkpoint_path: Path, watcher: Watcher) -> Duration:
     """That of `prune` with this recipe and one process. Raises what `prune` raises."""
     train = recipe.recipe.train.model_copy(update={"trackers": [], "save_steps": None, "stop_on_collapse": False})
-    alike = replace(recipe, recipe=recipe.recipe.model_copy(update={"train": train}))
+    settings = recipe.recipe.model_copy(update={"train": train})
+    if settings.optimizer.lr == "auto":  # the time of a step is the same for every rate
+        settings = with_rate(settings, centre(settings.optimizer.name))
+    alike = replace(recipe, recipe=settings)
     clock = _Clock(watcher, train.evaluate_every)
     with TemporaryDirectory(prefix="sapp-rehearsal-") as folder:
         result = prune(alike, checkpoint_path, Path(folder) / "out", clock, chosen=clock.choose)

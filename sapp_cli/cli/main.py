@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from sapp_cli._version import __version__
-from sapp_cli.cli import bench, check, compare, document, evaluate, export, plan, prune, recipes, report
+from sapp_cli.cli import bench, check, compare, document, evaluate, export, plan, prune, recipes, report, tune
 from sapp_cli.cli.help import keep_examples
 from sapp_cli.cli.mistakes import say_plainly, whole_message
 from sapp_cli.cli.shells import keep_candidates_whole, use_our_scripts
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.command("plan", rich_help_panel=PRUNE)(plan.plan)
 app.command("prune", rich_help_panel=PRUNE)(prune.prune)
+app.command("tune", rich_help_panel=PRUNE)(tune.tune)
 app.command("eval", rich_help_panel=PRUNE)(evaluate.evaluate)
 app.command("compare", rich_help_panel=PRUNE)(compare.compare)
 app.command("report", rich_help_panel=JUDGE)(report.report)

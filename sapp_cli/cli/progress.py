@@ -84,13 +84,13 @@ class ProgressWatcher:
 
     def step(self, record: StepRecord) -> None:
         """A finished step: moves the bar, or prints a line now and then, for new phases and for evaluations."""
-        if self._quiet:
+        if self._quiet or (record.trial and not self._live):
             return
         if record.metrics:
             self._metrics = ", ".join(f"{name} {metric_text(value)}" for name, value in record.metrics.items())
         done, last = record.moment.step + 1, record.moment.step + 1 == record.steps
         every = max(1, record.steps // PLAIN_LINES)
-        if self._live and not self._verbose:
+        if self._live and (record.trial or not self._verbose):
             with suppress(OSError):
                 self._draw(record)
         elif record.moment.begins or record.metrics or last or done % every == 0:
@@ -119,7 +119,8 @@ class ProgressWatcher:
             self._progress.start()
             self._task = self._progress.add_task("", total=record.steps)
         assert self._task is not None, "made with the progress"
-        text = f"{record.moment.name} · sparsity {percent(record.sparsity)} · loss {metric_text(record.loss)}"
+        about = f"{record.trial} · " if record.trial else ""
+        text = f"{about}{record.moment.name} · sparsity {percent(record.sparsity)} · loss {metric_text(record.loss)}"
         if record.metrics:
             self._progress.console.print(f"step {record.moment.step + 1}: {self._metrics}")
         self._progress.update(self._task, completed=record.moment.step + 1, description=text)

@@ -69,11 +69,19 @@ def print_plan(console: Console, plan: Plan, duration: Duration | None = None, e
     console.print(f"memory: at most {size_text(plan.memory['total'])} at once{unknown}; {parts}")
     console.print(f"on disk: {size_text(model.bytes_dense)} dense, {size_text(model.bytes_sparse)} block-sparse")
 
+    if plan.search is not None:
+        console.print(f"learning rate: searched before the run: {plan.search.text}; {plan.search.cost}")
     if duration is not None:
         steps = ", ".join(f"{phase} {time_text(seconds)}" for phase, seconds in duration.steps.items())
         console.print(
             f"time: {duration_text(duration.total)}, training {duration_text(duration.training)}; a step: {steps}"
         )
+        if plan.search is not None:
+            searched = duration.training * plan.search.planned / plan.search.steps
+            most = duration.training * plan.search.budget / plan.search.steps
+            console.print(
+                f"time of the search: about {duration_text(searched)}, at most {duration_text(most)}, beside that"
+            )
 
 
 def print_layers(console: Console, report: SparsityReport, every_layer: bool, verb: str = "plan") -> None:

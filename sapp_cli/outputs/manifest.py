@@ -43,6 +43,7 @@ class Manifest:
     seconds: Mapping[str, float]  # training and the whole
     threads: int  # of torch on a CPU: sums in another order are other bits
     block_costs: Mapping[str, Mapping[str, int]] | None = None  # {pruned layer: {budget: what one block takes of it}}
+    search: Mapping[str, Any] | None = None  # of the learning rate, if the recipe has `auto`
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -61,6 +62,7 @@ class Manifest:
             "versions": {"python": platform.python_version(), **_versions()},
             "platform": platform.platform(),
             "threads": self.threads,
+            **({} if self.search is None else {"search": dict(self.search)}),
             **(
                 {}
                 if self.block_costs is None

@@ -10,6 +10,7 @@ from sapp_cli.errors import UsageError
 from sapp_cli.inputs.rows import rows_in
 from sapp_cli.layers import decide_layers
 from sapp_cli.pipeline.start import Start, memory_errors, read_start
+from sapp_cli.pipeline.tune import search_of
 from sapp_cli.pipeline.watcher import Silence, Watcher
 from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.located import located
@@ -57,5 +58,7 @@ def _look_at(recipe: LoadedRecipe, checkpoint_path: Path, seen: _Seen | None, wa
         start = seen.start
         decide_layers(start.loaded.model, settings.prune, start.loaded.stored_names)
         assert start.data is not None, "only a plan does without"
-        run_schedule(settings, rows_in(start.data.train), world=1)
+        schedule = run_schedule(settings, rows_in(start.data.train), world=1)
+        if settings.optimizer.lr == "auto":
+            search_of(settings, schedule.steps)
     return seen

@@ -14,15 +14,17 @@ from sapp_cli.costs import see_costs
 from sapp_cli.inputs.data import DataSets
 from sapp_cli.layers import Layer, decide_layers, with_no_gain
 from sapp_cli.pipeline.start import read_start
+from sapp_cli.pipeline.tune import search_of
 from sapp_cli.pipeline.watcher import Silence, Watcher
 from sapp_cli.planning import Plan, make_plan, masked_weight_bytes, with_peak
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.load import STARTER, LoadedRecipe
 from sapp_cli.recipe.located import located
-from sapp_cli.recipe.schema import Recipe
+from sapp_cli.recipe.schema import Recipe, with_rate
 from sapp_cli.training.activations import checkpoint_gradients
 from sapp_cli.training.footprint import Footprint, free_bytes, measure_footprint, process_bytes, some_rows
 from sapp_cli.training.objectives import make_objective
+from sapp_cli.training.rate_search import centre
 
 LONG_ENOUGH = 1_000_000
 """Steps of a run that a plan knows no number for."""
@@ -44,6 +46,10 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path, watcher: Watcher | None = 
     if settings.prune.resolved_allocation == "time" and costs is not None:
         layers = [_timed(layer, costs) for layer in layers]
     made = make_plan(checkpoint, loaded, layers, schedule, settings, multiply_adds)
+    search = None
+    if settings.optimizer.lr == "auto":
+        search = search_of(settings, schedule.steps) if schedule else None
+        settings = with_rate(settings, centre(settings.optimizer.name))
     steps = schedule.steps if schedule else LONG_ENOUGH
     if settings.train.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
@@ -55,7 +61,9 @@ def plan(recipe: LoadedRecipe, checkpoint_path: Path, watcher: Watcher | None = 
         if settings.train.precision == "fp32" and not settings.train.compile:
             memory["masked_weights"] = masked_weight_bytes(pruner.attached)  # loads what makes them
         process = max(0, process_bytes() - made.memory["weights"])
-    return replace(made, memory=with_peak(memory, _footprint(loaded.model, pruner, settings, data), process))
+    return replace(
+        made, search=search, memory=with_peak(memory, _footprint(loaded.model, pruner, settings, data), process)
+    )
 
 
 def _timed(layer: Layer, picoseconds: Mapping[str, int]) -> Layer:

@@ -43,6 +43,7 @@ from sapp_cli.outputs.manifest import Manifest, Metric
 from sapp_cli.outputs.metrics_log import MetricsLog
 from sapp_cli.outputs.weights import Layout, PrunedWeights
 from sapp_cli.pipeline.start import Run, memory_errors, set_up, warn_below_guessing
+from sapp_cli.pipeline.tune import tune_for_run
 from sapp_cli.pipeline.watcher import Silence, Watcher, describe_layers, describe_metrics
 from sapp_cli.planning import layer_facts
 from sapp_cli.pruner import Pruner, list_unranked
@@ -111,7 +112,7 @@ def prune(
     in which all the rest is as always. Raises SappError; whatever can be seen before the first step is seen before it.
     """
     began = time.perf_counter()
-    settings = recipe.recipe
+    settings, anew = recipe.recipe, overwrite
     accelerator = make_accelerator(settings.train)
     with (
         joined(),
@@ -122,6 +123,12 @@ def prune(
         watcher = watcher if is_main() else Silence()
         require_packages(settings.train.trackers)
         require_compiler(settings.train, accelerator)
+        tuned = None
+        if settings.optimizer.lr == "auto":
+            tuned = tune_for_run(recipe, checkpoint_path, out, accelerator, watcher, resume=resume, anew=anew)
+            recipe = tuned.settled(recipe)
+            settings = recipe.recipe
+            anew = False  # it has thrown away what an earlier run left
         hashing = Beside(lambda: fingerprint_files(settings)) if is_main() else None  # while model and data load
         run = set_up(recipe, checkpoint_path, accelerator, watcher)
         if run.checkpoint.folder:
@@ -129,7 +136,7 @@ def prune(
         model = run.loaded.model
         steps = count_steps(settings, rows_in(run.data.train), accelerator.num_processes)
         folder = RunFolder(out)
-        inputs, state = _look_for_state(run, folder, out, hashing, watcher, resume=resume, anew=overwrite)
+        inputs, state = _look_for_state(run, folder, out, hashing, watcher, resume=resume, anew=anew)
         costs = state.record.costs if state else from_main(_see_costs(run))
         if settings.prune.resolved_allocation == "balanced" and costs.blocks is None:
             watcher.say(
@@ -204,6 +211,7 @@ def prune(
                     seconds={"training": seconds, "total": time.perf_counter() - began},
                     threads=torch.get_num_threads(),
                     block_costs=pruner.named_costs,
+                    search=None if tuned is None else tuned.as_json(),
                 )
                 sizes = FileSizes.of(run.checkpoint, staged, files)
                 (staged / "metrics.jsonl").write_bytes(folder.log.read_bytes())

@@ -12,6 +12,7 @@ from sapp_cli.recipe.load import LoadedRecipe
 from sapp_cli.recipe.located import located
 from sapp_cli.targets import Solved, sparsity_for_size, sparsity_for_speedup
 from sapp_cli.training.run_state import RunFolder
+from sapp_cli.training.trials import read_trials
 
 
 @located
@@ -30,6 +31,9 @@ def solve_target(recipe: LoadedRecipe, checkpoint_path: Path, size: int | None, 
 
 
 def interrupted_sparsity(out: Path) -> float | None:
-    """`prune.sparsity` of the interrupted run of OUT; None where there is none."""
-    state = RunFolder(out).latest()
-    return None if state is None else state.record.recipe.prune.sparsity
+    """`prune.sparsity` of the interrupted run of OUT, or of the search before it; None where there is none."""
+    folder = RunFolder(out)
+    if state := folder.latest():
+        return state.record.recipe.prune.sparsity
+    trials = read_trials(folder)
+    return None if trials is None else trials.recipe.prune.sparsity

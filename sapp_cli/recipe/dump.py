@@ -29,6 +29,8 @@ def dump(recipe: Recipe, origins: Mapping[KeyPath, Origin] | None) -> str:
         stands_for["prune", "score"] = prune.resolved_score
     if prune.allocation is None:
         stands_for["prune", "allocation"] = prune.resolved_allocation
+    if recipe.optimizer.lr == "auto":
+        stands_for["optimizer", "lr"] = "searched before the run"
     return text if origins is None else _annotated(text, values, origins, stands_for)
 
 

@@ -86,8 +86,9 @@ class OptimizerSection(Section):
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     """As in torch.optim."""
 
-    lr: PositiveFloat = 3e-4
-    """Learning rate at its peak."""
+    lr: PositiveFloat | Literal["auto"] = 3e-4
+    """Learning rate at its peak. auto: searched before the run in short runs of their own, which take at most twice the
+    steps of the run; the output's recipe.yaml holds the rate that was found."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled under adamw, added to the gradient under adam and sgd."""
@@ -112,6 +113,12 @@ class OptimizerSection(Section):
 
     reset: bool = True
     """Forget the optimizer's state (moments, momentum) where a phase begins ("crucial", App. C.1)."""
+
+    @property
+    def rate(self) -> float:
+        """`lr`, once it is a number."""
+        assert self.lr != "auto", "the search has put a number in its place"
+        return self.lr
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> OptimizerSection:
@@ -228,6 +235,11 @@ class Recipe(Section):
                 "take sparse_phases: auto or pruned: frozen"
             )
         return self
+
+
+def with_rate(recipe: Recipe, rate: float) -> Recipe:
+    """The recipe with this peak rate."""
+    return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": rate})})
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:

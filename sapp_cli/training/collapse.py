@@ -71,7 +71,7 @@ class CollapseWatch:
             raise TrainingError(
                 f"{name} is {now:.4g} in step {moment.step + 1} ({moment.name} phase), no better than guessing ({guess:.4g}), "
                 f"where the dense model had {dense:.4g}: the network has collapsed. Lower optimizer.lr (now "
-                f"{self._recipe.optimizer.lr:g}) or prune.sparsity (now {self._recipe.prune.sparsity:g}), or set "
+                f"{self._recipe.optimizer.rate:g}) or prune.sparsity (now {self._recipe.prune.sparsity:g}), or set "
                 "train.stop_on_collapse: false to go on regardless"
             )
 

@@ -20,7 +20,7 @@ def must_be_finite(value: float, what: str, moment: Moment, recipe: Recipe) -> N
     if not math.isfinite(value):
         raise TrainingError(
             f"{what} is {value} in step {moment.step + 1} ({moment.name} phase): training diverged. "
-            f"Lower optimizer.lr (now {recipe.optimizer.lr:g}), set train.clip_norm: 1.0, or lengthen lr_schedule.warmup"
+            f"Lower optimizer.lr (now {recipe.optimizer.rate:g}), set train.clip_norm: 1.0, or lengthen lr_schedule.warmup"
         )
 
 

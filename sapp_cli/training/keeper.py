@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -120,21 +120,39 @@ def open_run(
             f"{folder.path}: holds an interrupted run, {state.step} steps done; --resume goes on with it, "
             "--overwrite starts anew"
         )
-    then, now = (dict(_leaves(comparable(settings))) for settings in (state.record.recipe, recipe))
+    require_same(folder, state.record, recipe, inputs, processes)
+    return state
+
+
+class Began(Protocol):
+    """What a run, or the search before it, began with."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def inputs(self) -> Mapping[str, str]: ...
+
+    @property
+    def processes(self) -> str: ...
+
+
+def require_same(folder: RunFolder, began: Began, recipe: Recipe, inputs: Mapping[str, str], processes: str) -> None:
+    """Raise UsageError, with everything that changed since, unless the run began with the same."""
+    then, now = (dict(_leaves(comparable(settings))) for settings in (began.recipe, recipe))
     changed = [
         f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and key not in FREE_TO_CHANGE
     ]
-    changed += _changed_inputs(state.record.inputs, inputs)
-    if state.record.processes != processes:
-        changed.append(f"  processes: {state.record.processes!r} then, {processes!r} now")
+    changed += _changed_inputs(began.inputs, inputs)
+    if began.processes != processes:
+        changed.append(f"  processes: {began.processes!r} then, {processes!r} now")
     if changed:
         raise UsageError(
             f"{folder.path}: cannot go on with the interrupted run, for this changed since; "
             "change it back, or start anew with --overwrite:\n" + "\n".join(changed)
         )
-    return state
 
 
 def _changed_inputs(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

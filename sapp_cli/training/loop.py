@@ -57,6 +57,7 @@ class StepRecord:
     attention: tuple[float, float] | None = None
     layers: dict[str, float] | None = None  # there and at the last step: {layer: share of its blocks removed}
     exchanged: float | None = None
+    trial: str = ""  # like "trial 3, rate 1e-3": a step of the search for a rate, not of the run
 
     def is_logged(self, every: int) -> bool:
         """True for every `every`-th step, the first of each phase, the last, and those followed by an evaluation."""

@@ -15,7 +15,7 @@ def make_optimizer(settings: OptimizerSection, pruner: Pruner, total_share: floa
     peak rate as `peak_lr`.
     """
     groups = pruner.parameter_groups(
-        settings.lr,
+        settings.rate,
         settings.weight_decay,
         adam=settings.name != "sgd",
         decay_vectors=settings.decay_vectors,
@@ -27,11 +27,11 @@ def make_optimizer(settings: OptimizerSection, pruner: Pruner, total_share: floa
     fused = (all(map(_is_plain, parameters)) or None) if settings.fused == "auto" else settings.fused
     if settings.name == "sgd":
         optimizer = torch.optim.SGD(
-            groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=fused
+            groups, lr=settings.rate, momentum=settings.momentum, nesterov=settings.nesterov, fused=fused
         )
     else:
         adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-        optimizer = adam(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+        optimizer = adam(groups, lr=settings.rate, betas=settings.betas, eps=settings.eps, fused=fused)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer

@@ -5,6 +5,7 @@
         state.safetensors        weights, logits, masks, gathered gradients, optimizer state, random state of every process
         state.json               step, recipe, hashes of the input, metrics of the dense checkpoint, layers that nothing ranks
       metrics.jsonl              of all steps so far
+      trials.json                finished trials of `optimizer.lr: auto`
 
 Safetensors and JSON alone: nothing in it can run code. A state is written under a hidden name and renamed when it is whole,
 and renamed again before it is removed. So a process can be killed at any moment, and the last whole state stays.
@@ -76,9 +77,14 @@ class RunFolder:
         """metrics.jsonl of the run so far."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def trials(self) -> Path:
+        """trials.json of the search before the run."""
+        return self.path / "trials.json"
+
     @contextmanager
     def made(self) -> Iterator[None]:
-        """Within it the folder is there; after it too, if it holds a state that a run could go on from.
+        """Within it the folder is there; after it too, if it holds a state or trials that a run could go on from.
 
         Raises ResourceError if it cannot be made.
         """
@@ -90,7 +96,7 @@ class RunFolder:
         try:
             yield
         finally:
-            if not self._states():
+            if not self._states() and not self.trials.exists():
                 self.remove()
 
     def latest(self) -> SavedState | None:

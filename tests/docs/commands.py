@@ -36,6 +36,7 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
     "tests/cli/test_completion.py::test_a_real_shell_completes": ["sapp --install-completion"],
     "tests/cli/test_completion.py::test_the_script_for_a_shell_asks_as_typer_answers": ["sapp --show-completion"],
     "tests/cli/test_shipped_recipes.py::test_imagenet_resnet50_is_planned_without_its_data": ["sapp plan resnet50"],
+    "tests/cli/test_tune.py::test_the_verb_prints_the_trials_and_the_line_for_the_recipe": ["sapp tune"],
     "tests/comparing/test_runs.py::test_a_comparison_is_made_once": ["sapp compare"],
     "tests/docs/test_references.py::test_the_page_of_recipe_keys_is_up_to_date": [
         "python scripts/make_recipe_reference.py"

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "torch cannot compile this model": "a minute of compiling; tests/training/test_compilation.py has it",
     # what is said after seconds of other lines; tests/comparing/test_runs.py has it, whole
     " cells are done, the same command goes on": "a signal",
+    "interrupted in a trial; ": "a signal; tests/cli/test_tune.py has it",
 }
 """Messages without a case here or in test_python.py, and what would say them."""
 

@@ -103,6 +103,9 @@ RUN = {"version": 3, "recipe": {"train": {"steps": 10}}, "inputs": {}, "processe
 STATE = ".result.sapp-run/step-000000010/state.json"
 put("an interrupted run in the way", STATE, json.dumps(RUN))
 put("a state that is damaged", STATE, "{")
+TRIALS = {**{key: RUN[key] for key in ("recipe", "inputs", "processes")}, "trials": [{"rate": 1e-3, "steps": 30}]}
+put("trials of an interrupted search in the way", ".result.sapp-run/trials.json", json.dumps(TRIALS))
+put("trials that are damaged", ".result.sapp-run/trials.json", json.dumps({**TRIALS, "trials": [{"rate": "1e-3"}]}))
 put("a state that somebody changed", STATE, json.dumps({**RUN, "seconds": "x"}))
 
 
