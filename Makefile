@@ -17,7 +17,7 @@ TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.o
 
 PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test test-isa check fix setup docs release-check sentences encoder fuzz kill bench bench-sparse-phases bench-cuda bench-reading bench-training predictions evidence clean
+.PHONY: demo test test-isa check fix setup docs release-check sentences encoder fuzz kill bench bench-sparse-phases bench-cuda bench-reading bench-runtimes bench-training predictions evidence clean
 
 setup: $(READY)
 
@@ -125,6 +125,10 @@ predictions: $(READY)
 # Reading speed and memory of `sapp report` on a synthetic checkpoint of 4 GB.
 bench-reading: $(READY)
 	$(BIN)/python scripts/bench_reading.py --out runs/large --gigabytes 4
+
+# Pruned models as ONNX files against dense float32 and int8, in ONNX Runtime and OpenVINO; nothing else should run meanwhile.
+bench-runtimes: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.bench_runtimes --out runs/runtimes.json
 
 # The methods against each other on the studies of scripts/evidence.yaml; goes on where it stopped.
 evidence: $(READY)

@@ -139,3 +139,5 @@ def _circle(folder: Path) -> None:
 
 world("an output in a circle of links")(_circle)
 world("a checkpoint in a circle of links")(_circle)
+
+put("weights of another model beside the file", "net.onnx.data", b"theirs")
