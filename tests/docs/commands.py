@@ -23,6 +23,7 @@ RUN_PAGES: Mapping[str, str] = {
     "howto-own-model": f"{PAGES_RUN}test_a_model_of_your_own",
     "howto-resume": f"{PAGES_RUN}test_interrupted_runs",
     "index": f"{PAGES_RUN}test_the_first_page",
+    "onnx": f"{PAGES_RUN}test_other_runtimes",
     "recipes": f"{PAGES_RUN}test_recipes_to_start_from",
     "report": f"{PAGES_RUN}test_reading_a_report",
     "runtime": f"{PAGES_RUN}test_block_sparse_inference",

@@ -275,6 +275,12 @@ def test_a_folder_of_images(sapp, images):
     run_page(DOCS / "howto-images.md", Terminal(sapp))
 
 
+def test_other_runtimes(sapp, classifier):
+    terminal = Terminal(sapp)
+    terminal.run("sapp export my-classifier -o my-model-sparse --layout dense")
+    run_page(DOCS / "onnx.md", terminal)
+
+
 def test_block_size_and_sparsity(sapp, encoder):
     run_page(DOCS / "howto-block-size.md", Terminal(sapp))
 
