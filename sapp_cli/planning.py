@@ -16,6 +16,7 @@ from sapp_cli.outputs.manifest import phases_json
 from sapp_cli.recipe.prune_section import PruneSection
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.sparsity import LayerFacts, SparsityReport, expected_counts, make_report
+from sapp_cli.short_runs import short_run_choices
 from sapp_cli.training.footprint import Footprint
 from sapp_cli.training.rate_search import SearchPlan
 
@@ -36,7 +37,7 @@ class Plan:
     rules: list[RuleMatches]
     gains: tuple[Gain, ...] = ()  # by block size, the recipe's first
     allocation: str = "uniform"  # with another one the layers' counts set the budget and say not what each will keep
-    choices: tuple[str, ...] = ()  # what the recipe chooses differently from the defaults about masks, a line each
+    choices: tuple[str, ...] = ()  # what the recipe chooses differently from the defaults, and what a short run changes
     search: SearchPlan | None = None  # for the learning rate, if the recipe has `auto`
 
     @property
@@ -84,11 +85,11 @@ def make_plan(
         lambda settings: decide_layers(loaded.model, settings, loaded.stored_names),
         lambda decided: expected_report(checkpoint, loaded, decided),
     )
-    spans = recipe.prune.settings.spans(recipe.prune.timetable)
+    spans = schedule.spans if schedule else recipe.prune.settings.spans(recipe.prune.timetable)
     memory = expected_memory(loaded, layers, spans, recipe)
     rules = rule_matches(layers, recipe.prune)
     allocation = recipe.prune.resolved_allocation
-    choices = mask_choices(recipe.prune, spans)
+    choices = (*mask_choices(recipe.prune, spans), *(short_run_choices(recipe, schedule) if schedule else ()))
     return Plan(layers, report, spans, schedule, memory, rules, tuple(gains), allocation, choices)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from itertools import accumulate, pairwise
@@ -93,6 +93,14 @@ def sequential_spans(timetable: Timetable) -> tuple[Span, ...]:
         spans += [Span(phase, number, length * part / sum(split)) for phase, part in parts]
     spans.append(Span(Phase.SPARSE, 0, timetable.final_sparse))
     return _without_empty(spans)
+
+
+def with_dense_start(spans: tuple[Span, ...], fraction: Fraction) -> tuple[Span, ...]:
+    """The same phases with a dense start of this fraction of the run; the others share the rest as they did before."""
+    dense, *others = spans
+    assert dense.phase is Phase.DENSE, "these phases do not begin dense"
+    stretch = (1 - fraction) / (1 - dense.fraction)
+    return replace(dense, fraction=fraction), *(replace(span, fraction=span.fraction * stretch) for span in others)
 
 
 def alternating_spans(timetable: Timetable) -> tuple[Span, ...]:
@@ -186,6 +194,7 @@ class PhaseSchedule:
                 f"this timetable of {len(spans)} phases needs at least {fewest} steps",
             )
         self.steps = steps
+        self.spans = spans
         self.phases = tuple(
             ScheduledPhase(span.phase, span.round, start, stop)
             for span, start, stop in zip(spans, bounds[:-1], bounds[1:], strict=True)

@@ -23,8 +23,9 @@ class SequentialAttention(Method):
     pruning removes), `norm` by ‖W_b‖_F (only for the paper's Fig. 2a). null: by Fisher information, as `prune.score` has it."""
 
     lr: Annotated[float, Field(gt=0)] | Literal["same"] | None = None
-    """Learning rate of the logits at its peak. null: under Adam rates that add up to 3 over the run, under SGD three
-    times the weights' rate and at most 1. `same`: the weights' rate (the paper)."""
+    """Learning rate of the logits at its peak. null: under Adam rates that add up to 3 over the run, each at most 0.03, which
+    holds in runs of fewer than about 200 steps; under SGD three times the weights' rate and at most 1. `same`: the weights'
+    rate (the paper)."""
 
     decay: Annotated[float, Field(ge=0)] | Literal["same"] = 0.0
     """Weight decay of the logits. `same`: the weights' (the paper: "helps", App. C.1)."""

@@ -30,11 +30,13 @@ class BlockFisher:
         self._watched: WeakSet[torch.optim.Optimizer] = WeakSet()
 
     @torch.no_grad()
-    def gather(self, step: int) -> None:
-        """Take in the gradients of this step, once. A pruned block keeps what was gathered until it was pruned."""
+    def gather(self, step: int, counts: bool = True) -> None:
+        """Take in the gradients of this step, once, if it `counts`. A pruned block keeps what was gathered before."""
         if step == self._last:
             return
         self._last = step
+        if not counts:
+            return
         for name, layer in self._attached.items():
             if layer.theta.grad is None:
                 continue

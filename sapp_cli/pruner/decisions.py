@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 
-from sapp_cli.core.schedule import Phase, PhaseSchedule
+from sapp_cli.core.schedule import Phase, PhaseSchedule, with_dense_start
 from sapp_cli.errors import SettingError
 from sapp_cli.layers import Layer
 from sapp_cli.recipe.prune_section import Allocation, PruneSection
 
+DENSE_STEPS = 8
+"""Steps, at least, in which gradients are gathered before the first block goes; in a short run a fifth of all steps."""
+
 
 def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
     """The phases of a run of `steps` steps.
+
+    With score fisher the preset `fine-tune` gives the dense start min(8, steps // 5) steps at least: one batch or two rank
+    nothing. The other phases share the rest as before.
 
     Raises SettingError, naming the smallest number that works, if it is too short, or where nothing comes before the first
     selection that gradients could be gathered in.
@@ -27,9 +34,13 @@ def make_schedule(settings: PruneSection, steps: int) -> PhaseSchedule:
             [("prune.phases", "the run ends with a dense phase; give `final_sparse` a share, e.g. 0.15")]
         )
     try:
-        return PhaseSchedule(spans, steps)
+        schedule = PhaseSchedule(spans, steps)
     except ValueError as error:
         raise SettingError([("train.steps", str(error))]) from error
+    least = min(DENSE_STEPS, steps // 5)
+    if settings.phases != "fine-tune" or settings.resolved_score != "fisher" or schedule.phases[0].stop >= least:
+        return schedule
+    return PhaseSchedule(with_dense_start(spans, Fraction(least, steps)), steps)
 
 
 BlockCosts = tuple[int, ...]

@@ -10,6 +10,8 @@ from torch import nn
 from sapp_cli.methods import Method, SequentialAttention
 
 LOGIT_RATES_ADD_UP_TO = 3.0  # under Adam, over the run: far enough for A to matter, short of collapse (docs/method.md)
+LOGIT_RATE_LIMIT = 0.03
+"""Under Adam, of one step: it moves A by 3 % at most. A run of fewer than 200 steps would have to move it faster to add up."""
 SGD_LOGIT_RATE_FACTOR = 3.0
 SGD_LOGIT_RATE_LIMIT = 1.0
 
@@ -39,7 +41,9 @@ def logit_settings(method: Method, lr: float, adam: bool, total_share: float) ->
     own: dict[str, Any] = {}
     if method.lr is None:
         own["lr"] = (
-            LOGIT_RATES_ADD_UP_TO / total_share if adam else min(SGD_LOGIT_RATE_LIMIT, SGD_LOGIT_RATE_FACTOR * lr)
+            min(LOGIT_RATE_LIMIT, LOGIT_RATES_ADD_UP_TO / total_share)
+            if adam
+            else min(SGD_LOGIT_RATE_LIMIT, SGD_LOGIT_RATE_FACTOR * lr)
         )
     elif method.lr != "same":
         own["lr"] = method.lr

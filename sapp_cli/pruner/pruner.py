@@ -30,6 +30,7 @@ from sapp_cli.layers import AttachedLayer, FoldedState, attach, decide_layers, l
 from sapp_cli.methods import BlockState
 from sapp_cli.pruner.block_fisher import BlockFisher
 from sapp_cli.pruner.decisions import BUDGETS, block_costs, make_schedule
+from sapp_cli.pruner.dense_start import DenseStart
 from sapp_cli.pruner.held_blocks import HeldBlocks
 from sapp_cli.pruner.parameter_groups import logit_settings, weight_groups
 from sapp_cli.pruner.ranking import Ranking, describe_unranked, must_be_finite
@@ -76,6 +77,7 @@ class Pruner:
         self.exchanged: float | None = None
         self.fisher = BlockFisher(self.attached, self.method)
         self.ranking = Ranking()
+        self.dense_start = DenseStart()
         self._left_dense: dict[str, AttachedLayer] = {}
         self._notice = notice or warnings.warn
         self._held: dict[str, HeldBlocks] = {}
@@ -148,13 +150,9 @@ class Pruner:
     @torch.no_grad()
     def attention_ranges(self) -> dict[str, tuple[float, float]]:
         """{layer name: least and greatest A of its kept blocks}, before the clamp, for methods that train A."""
-        ranges = {}
-        for name, layer in self.attached.items():
-            state = layer.masked.state
-            if state.logits is not None:
-                kept = attention(state.logits)[state.keep]
-                ranges[name] = (float(kept.min()), float(kept.max()))
-        return ranges
+        states = {name: layer.masked.state for name, layer in self.attached.items()}
+        kept = {name: attention(it.logits)[it.keep] for name, it in states.items() if it.logits is not None}
+        return {name: (float(values.min()), float(values.max())) for name, values in kept.items()}
 
     @torch.no_grad()
     def step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> Moment:
@@ -188,16 +186,20 @@ class Pruner:
         return self.settings.resolved_score == "fisher"
 
     @torch.no_grad()
-    def observe(self, step: int) -> None:
+    def observe(self, step: int, loss: float | None = None) -> None:
         """See which layers the gradients of step `step` reach, until the first selection; for score `fisher` gather them.
+
+        With the `loss` of the step, a dense start that raises it is noticed, and its gradients no longer count.
 
         An optimizer that `step` was given does it by itself, with gradients that may have been clipped: one factor for all
         layers. Or call it after the whole step's backward, when the gradients are those of its mean loss over all batches and
         processes. A pruned block keeps what was gathered until it was pruned.
         """
         self.ranking.look(self.attached)
-        if self.observes and self.schedule.at(step).phase is not Phase.SPARSE:
-            self.fisher.gather(step)
+        moment = self.schedule.at(step)
+        counts = self.dense_start.counts(moment, loss, self.schedule, self._notice)
+        if self.observes and moment.phase is not Phase.SPARSE:
+            self.fisher.gather(step, counts)
 
     @torch.no_grad()
     def hold(self) -> None:
@@ -223,9 +225,11 @@ class Pruner:
         fisher: Mapping[str, Tensor] | None = None,
         ranking: Ranking | None = None,
         logits_before: Mapping[str, Tensor] | None = None,
+        dense_start: DenseStart | None = None,
     ) -> None:
         """Go on from a saved run: the model's state is loaded already; the rest was that of then."""
         self.ranking = ranking or Ranking()
+        self.dense_start = dense_start or DenseStart()
         for name, why in self.unranked.items():
             self._keep_all_blocks(name, why)
         for name, keep in self.masks.items():
@@ -316,7 +320,8 @@ class Pruner:
             self._decide(scores)
             scores = {name: score for name, score in scores.items() if name not in self.unranked}
         must_be_finite(self.attached, scores, self._step)
-        there = {name: self._to_choose_from(name) for name in scores}
+        choices = {name: self.attached[name].masked for name in scores}
+        there = {name: mask.keep if self.settings.monotone else mask.available for name, mask in choices.items()}
         scores = {name: score.masked_fill(~there[name], -torch.inf) for name, score in scores.items()}
         if self.costs is None:
             chosen = uniform(scores, counts)
@@ -327,11 +332,6 @@ class Pruner:
         for name, keep in chosen.items():
             self.attached[name].masked.keep.copy_(keep & there[name])
 
-    def _to_choose_from(self, name: str) -> Tensor:
-        """Bool (R, C): the blocks still kept, or all that are not locked."""
-        masked = self.attached[name].masked
-        return masked.keep if self.settings.monotone else masked.available
-
     def _note_logits(self, moment: Moment) -> None:
         """Note the logits of the last step of a dense phase, before its update, where the next selection ranks by them."""
         self.logits_before = {}
@@ -339,13 +339,13 @@ class Pruner:
         if last or not self.method.selects_before_update or moment.phase is not Phase.DENSE:
             return
         if self.schedule.at(moment.step + 1).begins:
-            for name, layer in self.attached.items():
-                logits = layer.masked.state.logits
-                if logits is not None:
-                    self.logits_before[name] = logits.detach().clone()
+            logits = {name: layer.masked.state.logits for name, layer in self.attached.items()}
+            self.logits_before = {name: its.detach().clone() for name, its in logits.items() if its is not None}
 
     def _decide(self, scores: Mapping[str, Tensor]) -> None:
         """The first selection: layers whose blocks nothing ranks keep them all."""
+        if self.observes:
+            self.dense_start.warn_of_few(self._notice)
         for name, why in self.ranking.decide(self.attached, scores, self._step).items():
             if self.attached[name].masked.available.all():
                 self.attached[name].leave_dense()

@@ -134,7 +134,10 @@ class LrScheduleSection(Section):
     """How the rate falls after the warmup."""
 
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the run in which the rate rises linearly to its peak."""
+    """Share of the run in which the rate rises linearly to its peak. 0: no warm-up at all."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps that the warm-up has at least, up to a quarter of the run: for runs so short that its share gives fewer."""
 
     final: Share = 0.0
     """Rate at the end as a share of the peak; exponential needs more than 0."""

@@ -16,7 +16,7 @@ from sapp_cli.errors import UsageError
 from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import Recipe, TrainSection, comparable
 from sapp_cli.training.processes import is_main
-from sapp_cli.training.run_record import RankingRecord, StateRecord
+from sapp_cli.training.run_record import DenseStartRecord, RankingRecord, StateRecord
 from sapp_cli.training.run_state import RunFolder, SavedState, collect, restore
 from sapp_cli.training.sharding import hand_over, is_sharded, put_together
 from sapp_cli.training.sparse_phases import SparsePhases
@@ -93,6 +93,7 @@ class Keeper:
                 "seconds": seconds,
                 "log_bytes": synced_size(self.folder.log),
                 "ranking": RankingRecord(**asdict(pruner.ranking)),
+                "dense_start": DenseStartRecord(**asdict(pruner.dense_start)),
                 "kept_blocks": [name for name, layer in pruner.attached.items() if layer.masked.kept is not None],
             }
             with put_together(tensors, is_sharded(model)) as entries:

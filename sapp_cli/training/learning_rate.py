@@ -9,7 +9,7 @@ from sapp_cli.recipe.schema import LrScheduleSection
 
 def learning_rate_share(settings: LrScheduleSection, step: int, steps: int) -> float:
     """The share of the peak rate in step 0 ≤ `step` < `steps`: a linear rise over the warm-up, then down to `final`."""
-    warmup = round(settings.warmup * steps)
+    warmup = warmup_steps(settings, steps)
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)  # [0, 1)
@@ -20,6 +20,13 @@ def learning_rate_share(settings: LrScheduleSection, step: int, steps: int) -> f
     if settings.name == "exponential":
         return float(settings.final**done)
     return 1.0
+
+
+def warmup_steps(settings: LrScheduleSection, steps: int) -> int:
+    """Steps of the warm-up: its share of the run, or `warmup_steps` if these are more, up to a quarter of the run."""
+    if settings.warmup == 0:
+        return 0
+    return max(round(settings.warmup * steps), min(settings.warmup_steps, steps // 4))
 
 
 def total_share(settings: LrScheduleSection, steps: int) -> float:

@@ -186,7 +186,7 @@ def train(
                 watch.look(moment)
             if (settings.clip_norm is not None or pruner.observes) and accelerator.sync_gradients:
                 accelerator.unscale_gradients(optimizer)
-            pruner.observe(step)
+            pruner.observe(step, loss)
             if settings.clip_norm is not None and accelerator.sync_gradients:
                 norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
                 if settings.precision != "fp16":  # there the scaler skips such a step and goes on with a smaller scale

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from sapp_cli.checkpoint.damage import quoted
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
 from sapp_cli.errors import CheckpointError
+from sapp_cli.pruner import DenseStart
 from sapp_cli.recipe.schema import Recipe
 
 VERSION = 3
@@ -35,6 +36,18 @@ class RankingRecord(BaseModel):
     unranked: dict[str, str] | None = None
 
 
+class DenseStartRecord(BaseModel):
+    """What the run knew of the losses of its dense start: the fields of `pruner.DenseStart`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seen: Annotated[int, Field(ge=0)] = 0
+    loss: Annotated[float, Field(ge=0)] = DenseStart.loss
+    sane: Annotated[int, Field(ge=0)] = 0
+    raised: Annotated[int, Field(ge=0)] = 0
+    reported: bool = False
+
+
 class StateRecord(BaseModel):
     """All of a saved state that is not a tensor."""
 
@@ -49,6 +62,7 @@ class StateRecord(BaseModel):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # of training
     log_bytes: Annotated[int, Field(ge=0)] = 0  # of metrics.jsonl
     ranking: RankingRecord = RankingRecord()
+    dense_start: DenseStartRecord = DenseStartRecord()
     kept_blocks: list[str] = []  # layers whose kept blocks are a parameter of their own
 
     def as_json(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from sapp_cli.checkpoint.safetensors import SafetensorsFile
 from sapp_cli.checkpoint.write import TensorOut, disk_errors, sync_folder, write_safetensors
 from sapp_cli.errors import CheckpointError
 from sapp_cli.layers import put, tensor_state
-from sapp_cli.pruner import Pruner, Ranking
+from sapp_cli.pruner import DenseStart, Pruner, Ranking
 from sapp_cli.training.processes import gather
 from sapp_cli.training.run_record import StateRecord, read_record
 from sapp_cli.training.sparse_phases import SparsePhases
@@ -198,7 +198,9 @@ def restore(
     try:
         _load(model, part("model."))
         ranking = Ranking(**state.record.ranking.model_dump())
-        pruner.restore(state.step, part("keep."), part("support."), part("fisher."), ranking, part("logits_before."))
+        start = DenseStart(**state.record.dense_start.model_dump())
+        gathered, before = part("fisher."), part("logits_before.")
+        pruner.restore(state.step, part("keep."), part("support."), gathered, ranking, before, start)
         phases.enter(state.record.kept_blocks)
         trained = _trained(pruner)
         fused = bool(optimizer.param_groups[0].get("fused"))

@@ -101,8 +101,12 @@ def problems(recipe: str, *sets: str, flags: dict[str, Flag] | None = None) -> l
             '{"f1": "high"} is not allowed; allowed: a mapping, each true or false',
         ),
         ("prune.rules", "{match: x}", f'{{"match": "x"}} is not allowed; allowed: a list, each {RULE}'),
-        ("lr_schedule", "", "no value; allowed: a mapping of name, warmup, final; leave it out for the default"),
-        ("lr_schedule", "cosine", "'cosine' is not allowed; allowed: a mapping of name, warmup, final"),
+        (
+            "lr_schedule",
+            "",
+            "no value; allowed: a mapping of name, warmup, warmup_steps, final; leave it out for the default",
+        ),
+        ("lr_schedule", "cosine", "'cosine' is not allowed; allowed: a mapping of name, warmup, warmup_steps, final"),
     ],
 )
 def test_a_value_that_is_not_allowed(key, value, message):

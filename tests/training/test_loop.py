@@ -14,7 +14,7 @@ from sapp_cli.pruner import Pruner
 from sapp_cli.recipe.schema import LrScheduleSection, ObjectiveSection, OptimizerSection, Recipe
 from sapp_cli.training.batches import BatchPlan
 from sapp_cli.training.device import make_accelerator, reproducible
-from sapp_cli.training.learning_rate import learning_rate_share, total_share
+from sapp_cli.training.learning_rate import learning_rate_share, total_share, warmup_steps
 from sapp_cli.training.loop import count_steps, train
 from sapp_cli.training.objectives import make_objective
 from sapp_cli.training.optimizers import make_optimizer
@@ -92,7 +92,7 @@ def test_the_loop_is_the_plain_loop():
         [
             {"params": weights, "lr": 1e-2, "weight_decay": 0.01},
             {"params": vectors, "lr": 1e-2, "weight_decay": 0.0},
-            {"params": logits, "lr": 3 / sum(shares), "weight_decay": 0.0, "betas": (0.9, 0.99)},
+            {"params": logits, "lr": 0.03, "weight_decay": 0.0, "betas": (0.9, 0.99)},
         ]
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -167,20 +167,57 @@ def test_learning_rates_by_hand(settings, shares):
     assert total_share(section, 10) == pytest.approx(sum(shares))
 
 
-def groups(optimizer, **attention):
+def groups(optimizer, total_share=300.0, **attention):
     model = network()
     pruner = Pruner(model, recipe(prune={"attention": attention}).prune, STEPS)
-    made = make_optimizer(OptimizerSection.model_validate(optimizer), pruner, total_share=12.0)
+    made = make_optimizer(OptimizerSection.model_validate(optimizer), pruner, total_share)
     return {group["name"]: group for group in made.param_groups}
 
 
 def test_the_logits_have_settings_of_their_own():
     adam = groups({"name": "adamw", "lr": 1e-3, "weight_decay": 0.1})
-    assert adam["logits"]["lr"] == 0.25  # rates over the run add up to 3
+    assert adam["logits"]["lr"] == 0.01  # rates over the run add up to 3
     assert (adam["logits"]["betas"], adam["logits"]["weight_decay"]) == ((0.9, 0.99), 0.0)
     assert (adam["weights"]["weight_decay"], adam["vectors"]["weight_decay"]) == (0.1, 0.0)
     assert groups({"name": "sgd", "lr": 0.1})["logits"]["lr"] == pytest.approx(0.3)
     assert groups({"name": "sgd", "lr": 0.8})["logits"]["lr"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("total_share", "rate"),
+    [
+        (10.0, 0.03),
+        (100.0, 0.03),
+        (120.0, 0.025),
+        (300.0, 0.01),
+        (3000.0, 0.001),
+    ],  # a cosine of 20, 200, 240, 600, 6000 steps
+)
+def test_a_logit_moves_by_at_most_three_percent_a_step(total_share, rate):
+    assert groups({"name": "adamw", "lr": 1e-3}, total_share)["logits"]["lr"] == pytest.approx(rate)
+    # What the user writes holds as written.
+    assert groups({"name": "adamw", "lr": 1e-3}, total_share, lr=0.5)["logits"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings", "expected"),
+    [
+        (20, {}, 5),  # a quarter of the run, where 5 % are one step
+        (40, {}, 10),
+        (200, {}, 10),  # 5 %: as it was
+        (600, {}, 30),
+        (40, {"warmup_steps": 0}, 2),
+        (40, {"warmup_steps": 4}, 4),
+        (40, {"warmup": 0.5}, 20),
+        (40, {"warmup": 0}, 0),  # none at all
+        (3, {}, 0),
+    ],
+)
+def test_steps_of_the_warm_up(steps, settings, expected):
+    section = LrScheduleSection.model_validate(settings)
+    assert warmup_steps(section, steps) == expected
+    shares = [learning_rate_share(section, step, steps) for step in range(steps)]
+    assert shares[:expected] == pytest.approx([(step + 1) / expected for step in range(expected)])
 
 
 def test_the_papers_logits_sit_in_the_main_optimizer():
