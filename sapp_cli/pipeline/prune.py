@@ -6,6 +6,7 @@ recipe → checkpoint → model → data → masks → training → folded weigh
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,11 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
 from sapp_cli.checkpoint.lock import locked
 from sapp_cli.checkpoint.output import (
+    MANIFEST,
     check_companions,
     check_free_space,
     copy_companions,
+    is_output,
     sha256_file,
     write_json,
 )
@@ -52,6 +56,7 @@ from sapp_cli.recipe.located import located
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.gallery import Gallery
 from sapp_cli.report.html import HTML_FILE, write_html
+from sapp_cli.report.inspect import layer_facts as recorded_facts
 from sapp_cli.report.measure import measure
 from sapp_cli.report.run import read_run
 from sapp_cli.report.sparsity import SparsityReport
@@ -68,6 +73,8 @@ from sapp_cli.training.run_record import Costs, StateRecord
 from sapp_cli.training.run_state import RunFolder, SavedState
 from sapp_cli.training.sharding import hand_over, put_together, shard
 from sapp_cli.training.trackers import Trackers, require_packages, tracked
+
+LOG_FILE, RECIPE_FILE = "metrics.jsonl", "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,8 @@ def prune(
     """
     began = time.perf_counter()
     settings, anew = recipe.recipe, overwrite
+    if resume and (done := _finished(recipe, checkpoint_path, out, watcher)):
+        return done
     accelerator = make_accelerator(settings.train)
     with (
         joined(),
@@ -214,8 +223,8 @@ def prune(
                     search=None if tuned is None else tuned.as_json(),
                 )
                 sizes = FileSizes.of(run.checkpoint, staged, files)
-                (staged / "metrics.jsonl").write_bytes(folder.log.read_bytes())
-                (staged / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+                (staged / LOG_FILE).write_bytes(folder.log.read_bytes())
+                (staged / RECIPE_FILE).write_text(recipe.dump(), encoding="utf-8")
                 write_json(staged / "sparsity.json", report.as_json())
                 write_json(staged / "manifest.json", manifest.as_json())
                 write_html(staged / HTML_FILE, out.name, report, gallery, read_run(staged))
@@ -224,6 +233,39 @@ def prune(
         return PruneResult(
             out, report, manifest.metrics, sizes, time.perf_counter() - began, list_unranked(pruner.stored_unranked)
         )
+
+
+def _finished(recipe: LoadedRecipe, checkpoint_path: Path, out: Path, watcher: Watcher) -> PruneResult | None:
+    """The result of a run that was killed when OUT was in its place and its state not yet removed; removes the state.
+
+    The log of the run's state then ends as the one in OUT does, which has the times of every step. None for anything else: a
+    state of another run, a recipe or a checkpoint that changed since. A run of several processes looks for nothing.
+    """
+    folder, log = RunFolder(out), out / LOG_FILE
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if not (alone and is_output(out) and folder.log.is_file() and log.is_file()):
+        return None
+    with locked(out, watcher.say):
+        same = folder.log.read_bytes() == log.read_bytes()
+        merged = out / RECIPE_FILE
+        if not same or not merged.is_file() or merged.read_text(encoding="utf-8") != recipe.dump():
+            return None
+        source, written = open_checkpoint(checkpoint_path), open_checkpoint(out)
+        manifest = read_object(out / MANIFEST, "the manifest", CONFIG_LIMIT)
+        if not fingerprint_checkpoint(source).values.items() <= manifest["inputs"].items():
+            return None
+        report = measure(written, recorded_facts(written, None))
+        result = PruneResult(
+            out,
+            report,
+            {name: Metric(**metric) for name, metric in manifest["metrics"].items()},
+            FileSizes.of(source, out, [out / name for name in manifest["outputs"]]),
+            manifest["seconds"]["total"],
+            "",
+        )
+        folder.remove()
+    watcher.say(f"{out}: is the finished output of the interrupted run, whose state is removed; nothing is left to do")
+    return result
 
 
 @contextmanager

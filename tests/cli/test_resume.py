@@ -20,6 +20,7 @@ from sapp_cli.errors import Interrupted, UsageError
 from sapp_cli.pipeline.prune import prune
 from sapp_cli.recipe.load import load_recipe
 from sapp_cli.training import keeper
+from sapp_cli.training.run_state import RunFolder
 from tests.runs import Interrupting, Running, hashes, losses, write_job
 
 NETWORK = """
@@ -128,6 +129,43 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(sapp, job, undisturb
     assert ran.code == 0, ran.err
     assert hashes(out) == hashes(undisturbed)
     assert losses(out) == losses(undisturbed)
+
+
+def killed(*_):
+    raise SystemExit(137)
+
+
+def test_a_run_that_was_killed_when_its_output_was_there_has_nothing_left_to_do(sapp, job, monkeypatch):
+    out = job / "there"
+    folder = job / ".there.sapp-run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "remove", killed)
+        assert sapp(*command(job, out)).code == 137
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    states = sorted(folder.iterdir())
+    assert any(state.name.startswith("step-") for state in states)
+    for other in (["--resume", "--sparsity", "0.8"], []):  # another run, and one that does not ask
+        ran = sapp(*command(job, out, *other))
+        assert (ran.code, sorted(folder.iterdir())) == (2, states)
+        assert f"{out}: exists already" in ran.err
+    log = (out / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(log[:-1])  # a run that has not come to its end
+    assert sapp(*command(job, out, "--resume")).code == 2
+    (folder / "metrics.jsonl").write_bytes(log)
+    ran = sapp(*command(job, out, "--resume", "--json"))
+    assert ran.code == 0, ran.err
+    assert ran.err.splitlines() == [
+        f"{out}: is the finished output of the interrupted run, whose state is removed; nothing is left to do"
+    ]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert ran.json["metrics"] == manifest["metrics"]
+    recorded = json.loads((out / "sparsity.json").read_text())
+    assert {layer["name"]: layer["kept_blocks"] for layer in ran.json["layers"]} == {
+        layer["name"]: layer["kept_blocks"] for layer in recorded["layers"]
+    }
+    assert not folder.exists()
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert sapp(*command(job, out, "--resume")).code == 2  # now it is an output like any other
 
 
 @pytest.fixture
