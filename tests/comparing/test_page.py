@@ -3,16 +3,18 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sapp_cli.comparing.cells import Budget, Cell, Variant
 from sapp_cli.comparing.figures import PLOTS, draw_plots
-from sapp_cli.comparing.files import NAMES, write_files
+from sapp_cli.comparing.files import NAMES, check_files, write_files
 from sapp_cli.comparing.page import command_line, html_comparison
 from sapp_cli.comparing.results import with_best
 from sapp_cli.comparing.table import Failure, Result, Row, Table
+from sapp_cli.errors import UsageError
 from tests.report.pages import Page, assert_self_contained
 
 BUDGET = Budget(Path("nets/my net"), "digits", ("optimizer.lr=1e-3",), {"train.steps": ("--steps", 60)})
@@ -157,7 +159,7 @@ def test_the_front_is_in_words_too(page):
 
 def test_files_are_written_once(table, tmp_path):
     assert write_files(tmp_path, table, CELLS, BUDGET) == NAMES
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*NAMES, "cells"])
     page = tmp_path / "comparison.html"
     plots = {name: (tmp_path / name).read_bytes() for name in PLOTS}
     assert page.read_text() == html_comparison(table, plots, CELLS, BUDGET, str(tmp_path))
@@ -167,3 +169,32 @@ def test_files_are_written_once(table, tmp_path):
     page.unlink()  # as of a sapp that made none
     write_files(tmp_path, table, CELLS, BUDGET)
     assert page.is_file()
+
+
+def test_a_file_that_somebody_changed_is_not_replaced(table, tmp_path):
+    write_files(tmp_path, table, CELLS, BUDGET)
+    more = replace(table, seeds=(0, 1, 2))  # another table, whose files differ
+    for name in ("comparison.md", "comparison.html"):
+        with (tmp_path / name).open("a") as file:
+            file.write("my own words\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for act in (lambda: check_files(tmp_path), lambda: write_files(tmp_path, more, CELLS, BUDGET)):
+        with pytest.raises(UsageError) as error:
+            act()
+        assert str(error.value) == (
+            f"{tmp_path}: comparison.md, comparison.html changed since `sapp compare` wrote them and would be replaced; "
+            "move that elsewhere first"
+        )
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for name in ("comparison.md", "comparison.html"):
+        (tmp_path / name).unlink()
+    write_files(tmp_path, more, CELLS, BUDGET)
+    assert json.loads((tmp_path / "comparison.json").read_text())["seeds"] == [0, 1, 2]
+    check_files(tmp_path)
+
+
+def test_files_of_a_version_without_a_record_are_ours(table, tmp_path):
+    write_files(tmp_path, table, CELLS, BUDGET)
+    (tmp_path / "cells" / "files.json").unlink()
+    write_files(tmp_path, replace(table, seeds=(0, 1, 2)), CELLS, BUDGET)
+    check_files(tmp_path)

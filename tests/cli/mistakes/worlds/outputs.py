@@ -54,6 +54,14 @@ put("a measurement in the place of another file", "out/bench.json", '{"mine": 1}
 put("a table in the place of another file", "mine/comparison.csv", "mine")
 
 
+@world("a table that was changed by hand")
+def _(folder: Path) -> None:
+    (folder / "mine" / "cells").mkdir(parents=True)
+    (folder / "mine" / "comparison.md").write_text("mine")
+    record = '{"comparison.md": {"bytes": 4, "sha256": "0"}}'
+    (folder / "mine" / "cells" / "files.json").write_text(record)
+
+
 @world("a page in the place of a link")
 def _(folder: Path) -> None:
     (folder / "loop.html").symlink_to("loop.html")
