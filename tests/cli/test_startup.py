@@ -68,6 +68,7 @@ EXAMPLES = {
     "export": """
         sapp export ./my-model-sparse -o ./my-model-bsr --layout bsr
         sapp export pruned.safetensors -o out --layout both --block-size 32
+        sapp export ./my-model-sparse -o model.onnx --format onnx
     """,
 }
 VERBS = ["", *(command.name for command in app.registered_commands), "recipes", "recipes ls", "recipes cp"]
@@ -93,39 +94,29 @@ def test_help_fits_80_columns_and_keeps_the_lines_of_examples(sapp, monkeypatch,
 
 def test_flags_stand_in_groups_with_their_texts_beside_them(sapp, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    page = sapp("export", "--help").out
+    page = sapp("recipes", "cp", "--help").out
     assert (
         page
         == """\
-Usage: sapp export [OPTIONS] {PATH}
+Usage: sapp recipes cp [OPTIONS] {NAME} [DESTINATION]
 
-Write a checkpoint again in another layout, without training: dense,
-block-sparse (bsr) or both.
-
-The weights keep every bit, but for −0 in a block of zeros, which becomes +0. A
-weight of a checkpoint that sapp did not prune becomes block-sparse where that
-makes it smaller.
+Copy a shipped recipe, and the Python file it names, to change it.
 
 Arguments:
-  PATH                         Any checkpoint, an output of sapp or not.
+  NAME             As `sapp recipes ls` shows it.
+  DESTINATION      Folder, or name of the new .yaml file.
 
 Options:
-  -o, --out OUT                Folder to make. Needed.
-      --layout both|dense|bsr  Which weight files to write. Needed.
-      --block-size N|RxC       For weights that no run of sapp has decided on:
-                               16, or 16x32 (out × in); else 16x16.
-  -h, --help                   Show this message and exit.
+      --overwrite  Replace earlier copies that are there.
+  -h, --help       Show this message and exit.
 
 Output:
-      --max-shard-size SIZE    Largest file: 5GB; else as the source is split.
-      --overwrite              Replace an output of sapp that is there.
-      --json                   One JSON document on stdout.
-  -q, --quiet                  Errors only on stderr.
-  -v, --verbose                More about what is read and done, on stderr.
+  -q, --quiet      Errors only on stderr.
+  -v, --verbose    More about what is read and done, on stderr.
+      --json       One JSON document on stdout.
 
 Examples:
-  sapp export ./my-model-sparse -o ./my-model-bsr --layout bsr
-  sapp export pruned.safetensors -o out --layout both --block-size 32
+  sapp recipes cp digits my-recipe.yaml
 
 """
     )
