@@ -1,4 +1,4 @@
-"""Block-sparse weights inside safetensors files, version 1 (docs/format.md): their metadata and their three tensors.
+"""Block-sparse weights inside safetensors files, versions 1 and 2 (docs/format.md): their metadata and their tensors.
 
 R, C: block rows and columns.  br, bc: rows and columns of a block.  K: kept blocks.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
+
+import numpy as np
 
 from sapp_cli.checkpoint.block_sparse import (
     MAX_INDEX,
@@ -26,11 +28,13 @@ from sapp_cli.checkpoint.damage import damaged, quoted
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits, DType
 from sapp_cli.checkpoint.json_text import parse_object
 from sapp_cli.checkpoint.safetensors import MAX_AXES, MAX_BYTES
-from sapp_cli.checkpoint.tensor_file import TensorFile, memory_errors
+from sapp_cli.checkpoint.tensor_file import TensorFile, TensorInfo, memory_errors
 from sapp_cli.checkpoint.write import TensorOut
 from sapp_cli.grid import BlockGrid, LayoutKind, MatrixLayout
 
 VERSION = "1"
+WITH_MARKERS = "2"
+"""The version of files in which weights may have a marker, and `sapp_bsr` may name weights of other files."""
 WITHOUT_BLOCKS = frozenset({"C64", "F8_E8M0"})
 """Dtypes of no weights: complex numbers, and scales, which have no zero to leave out."""
 SUFFIXES = (".bsr_values", ".bsr_crow_indices", ".bsr_col_indices")
@@ -45,6 +49,7 @@ class BlockSparseEntry:
     layout: MatrixLayout
     grid: BlockGrid
     kept: int  # K
+    marker: int | None = None  # n of its marker (rows, 0, n)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,9 +74,12 @@ class BlockSparseEntry:
 
 
 def block_sparse_metadata(
-    weights: Mapping[str, tuple[MatrixLayout, BlockGrid]], tied: Mapping[str, str]
+    weights: Mapping[str, tuple[MatrixLayout, BlockGrid]], tied: Mapping[str, str], marked: bool = False
 ) -> dict[str, str]:
-    """The header's metadata for a shard that holds these block-sparse weights, and the stored names of these ties."""
+    """The header's metadata for a shard that holds these block-sparse weights, and the stored names of these ties.
+
+    `marked`: the weights have markers.
+    """
     entries = {
         name: {
             "shape": list(layout.shape),
@@ -81,7 +89,7 @@ def block_sparse_metadata(
         }
         for name, (layout, grid) in weights.items()
     }
-    metadata = {"format": "pt", "sapp_bsr_version": VERSION, "sapp_bsr": _json(entries)}
+    metadata = {"format": "pt", "sapp_bsr_version": WITH_MARKERS if marked else VERSION, "sapp_bsr": _json(entries)}
     return {**metadata, "sapp_tied": _json(dict(tied))} if tied else metadata
 
 
@@ -99,6 +107,17 @@ def block_sparse_out(
     )
 
 
+def marker_out(name: str, dtype: str, rows: int, number: int) -> TensorOut:
+    """A tensor without entries under the weight's own name, (rows, 0, number): the weight's first axis, and a number from 1
+    that no other weight has.
+
+    A library that does not know the format would miss the weight, warn and go on with random numbers; over a tensor of another
+    shape it stops.
+    """
+    shape = rows, 0, number
+    return TensorOut(name, dtype, shape, lambda: np.empty(shape, DTYPES[dtype].storage))
+
+
 def parse_block_sparse(file: TensorFile) -> dict[str, BlockSparseEntry]:
     """NAME -> entry of every block-sparse weight in the file; empty for a file without any.
 
@@ -109,11 +128,17 @@ def parse_block_sparse(file: TensorFile) -> dict[str, BlockSparseEntry]:
         if "sapp_bsr" in file.metadata:
             raise damaged(file.path, "sapp_bsr in the metadata without sapp_bsr_version")
         return {}
-    if version != VERSION:
-        problem = f"block-sparse format of version {quoted(version)}; this sapp reads version {VERSION}: upgrade it"
+    if version not in (VERSION, WITH_MARKERS):
+        problem = (
+            f"block-sparse format of version {quoted(version)}; this sapp reads versions {VERSION} and {WITH_MARKERS}: "
+            "upgrade it"
+        )
         raise damaged(file.path, problem)
-    weights = parse_object(file.metadata.get("sapp_bsr", "{}"), file.path, "sapp_bsr in the metadata")
-    entries = {name: _checked_entry(file, name, about) for name, about in weights.items()}
+    entries = {
+        name: _checked_entry(file, name, about)
+        for name, about in named_in_metadata(file).items()
+        if version == VERSION or _has_part_of(file, name)
+    }
     triples = {tensor for entry in entries.values() for tensor in entry.tensor_names}
     for name in file.tensors:
         if name.endswith(SUFFIXES) and name not in triples:
@@ -121,6 +146,11 @@ def parse_block_sparse(file: TensorFile) -> dict[str, BlockSparseEntry]:
                 file.path, "a part of a block-sparse weight that sapp_bsr in the metadata does not name", name
             )
     return entries
+
+
+def named_in_metadata(file: TensorFile) -> dict[str, Any]:
+    """NAME -> what `sapp_bsr` in the file's metadata says of it, unchecked. Raises CheckpointError for what is not JSON."""
+    return parse_object(file.metadata.get("sapp_bsr", "{}"), file.path, "sapp_bsr in the metadata")
 
 
 def parse_tied(file: TensorFile) -> dict[str, str]:
@@ -169,7 +199,8 @@ def check_padding(file: TensorFile, entry: BlockSparseEntry, values: Bits, rows:
 def _checked_entry(file: TensorFile, name: str, about: Any) -> BlockSparseEntry:
     if not isinstance(about, dict) or set(about) != {"shape", "matrix", "block", "layout"}:
         raise damaged(file.path, "its entry in sapp_bsr is not {shape, matrix, block, layout}", name)
-    if name in file.tensors:
+    marker = file.tensors.get(name)
+    if marker is not None and (file.metadata["sapp_bsr_version"] == VERSION or not _is_marker(marker, about["shape"])):
         raise damaged(file.path, "is stored both dense and block-sparse", name)
     shape, matrix, block, kind = about["shape"], about["matrix"], about["block"], about["layout"]
     if kind not in get_args(LayoutKind):
@@ -184,7 +215,18 @@ def _checked_entry(file: TensorFile, name: str, about: Any) -> BlockSparseEntry:
             file.path, f"the matrix in sapp_bsr is not {list(layout.matrix)}, as shape and layout have it", name
         )
     grid = BlockGrid(layout.matrix, (block[0], block[1]))
-    return _checked_triple(file, name, layout, grid)
+    entry = _checked_triple(file, name, layout, grid)
+    return entry if marker is None else replace(entry, marker=marker.shape[2])
+
+
+def _has_part_of(file: TensorFile, name: str) -> bool:
+    return any(part in file.tensors for part in (name, *(name + suffix for suffix in SUFFIXES)))
+
+
+def _is_marker(info: TensorInfo, shape: Any) -> bool:
+    """True for (rows, 0, n): the weight's first axis as sapp_bsr has it, n from 1."""
+    rows = shape[0] if isinstance(shape, list) and shape else None
+    return len(info.shape) == 3 and info.shape[:2] == (rows, 0) and info.shape[2] > 0
 
 
 def _checked_triple(file: TensorFile, name: str, layout: MatrixLayout, grid: BlockGrid) -> BlockSparseEntry:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from sapp_cli.checkpoint.block_sparse import Mask, decode, encode, from_matrix, gather, to_matrix
-from sapp_cli.checkpoint.block_sparse_file import WITHOUT_BLOCKS, block_sparse_metadata, block_sparse_out
+from sapp_cli.checkpoint.block_sparse_file import WITHOUT_BLOCKS, block_sparse_metadata, block_sparse_out, marker_out
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits
 from sapp_cli.checkpoint.output import check_free_space
 from sapp_cli.checkpoint.output_shards import STEM, OutputShard, output_shards
@@ -36,6 +36,7 @@ def export_checkpoint(
     blocks_of: Callable[[str], Blocks | None],
     max_shard_bytes: int | None = None,
     disk: Path | None = None,
+    beside: int = 0,
 ) -> list[Path]:
     """Write the weights of `source` into the folder `out`: dense ones there, block-sparse ones into its folder `sparse`.
 
@@ -43,8 +44,9 @@ def export_checkpoint(
     keep their blocks. Shards are the source's, or of at most `max_shard_bytes` of dense weights. Needs memory for a few
     times the largest weight, and for the block masks. Dense to block-sparse and back gives the same bits, except that −0
     in a block without anything else becomes +0 (also in the dense file of "both": its two files agree bit for bit).
-    `disk`: the folder to name if its disk is too full; else `out`. Returns the files. Raises CheckpointError for a damaged
-    source, ResourceError if the disk does not take the files.
+    `disk`: the folder to name if its disk is too full; else `out`. `beside`: bytes of what the caller writes
+    there later. Returns the files. Raises CheckpointError for a damaged source, ResourceError if the disk does not take
+    the files.
     """
     shards = output_shards(source, max_shard_bytes, partial(_dense_bytes, source))
     blocks = _block_sparse_weights(source, blocks_of)
@@ -56,9 +58,10 @@ def export_checkpoint(
         zeroed = {name: blocks[name] for name in kept}
         folders.append((out, [_dense_shard(source, shard, zeroed) for shard in shards]))
     if layout != "dense":
-        sparse = [_sparse_shard(source, shard, blocks, kept) for shard in shards]
+        numbers = {name: number for number, name in enumerate(blocks, 1)} if source.is_hugging_face else {}
+        sparse = [_sparse_shard(source, shard, blocks, kept, numbers) for shard in shards]
         folders.append((out / SPARSE_FOLDER, sparse))
-    check_free_space(disk or out, sum(shard.nbytes for _, shards_out in folders for shard in shards_out))
+    check_free_space(disk or out, beside + sum(shard.nbytes for _, shards_out in folders for shard in shards_out))
     written = []
     for folder, shards_out in folders:
         with disk_errors(out):
@@ -98,9 +101,13 @@ def _dense_shard(source: Checkpoint, shard: OutputShard, zeroed: Mapping[str, Bl
 
 
 def _sparse_shard(
-    source: Checkpoint, shard: OutputShard, blocks: Mapping[str, Blocks], kept: Mapping[str, Mask]
+    source: Checkpoint,
+    shard: OutputShard,
+    blocks: Mapping[str, Blocks],
+    kept: Mapping[str, Mask],
+    numbers: Mapping[str, int],
 ) -> ShardOut:
-    """Each weight once; its further names are in the metadata."""
+    """Each weight once; its further names are in the metadata. `numbers`: those of the markers, if there are to be any."""
     tensors: list[TensorOut] = []
     names = [name for name in shard.names if name not in source.tied]
     for name in names:
@@ -108,12 +115,14 @@ def _sparse_shard(
             layout, grid = blocks[name]
             values = partial(_kept_values, source, name, layout, grid, kept[name])
             tensors += block_sparse_out(name, source.dtype(name), grid, kept[name], values)
+            if name in numbers:
+                tensors.append(marker_out(name, source.dtype(name), source.shape(name)[0], numbers[name]))
         else:
             data = partial(_slabs, source, name)
             tensors.append(TensorOut(name, source.dtype(name), source.shape(name), data))
     here = {name: blocks[name] for name in names if name in blocks}
     tied = {alias: source.tied[alias] for alias in shard.names if alias in source.tied}
-    return ShardOut(shard.file, tensors, {**shard.metadata, **block_sparse_metadata(here, tied)})
+    return ShardOut(shard.file, tensors, {**shard.metadata, **block_sparse_metadata(here, tied, bool(numbers))})
 
 
 def _slabs(source: Checkpoint, name: str) -> Iterator[Bits]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix
 from sapp_cli.checkpoint.block_sparse_file import (
     BlockSparseEntry,
+    named_in_metadata,
     parse_block_sparse,
     parse_tied,
     read_matrix,
@@ -46,20 +47,39 @@ class Checkpoint:
         self.index_metadata = location.index_metadata
         self.files = tuple(files)
         self.shards: list[tuple[str, list[str]]] = [(file.path.name, list(file.tensors)) for file in files]
-        self._file_of = _file_of_each(files)
+        found = [(file, parse_block_sparse(file)) for file in files]
+        markers: dict[str, int] = {}
+        for file, entries in found:
+            for name, entry in entries.items():
+                if entry.marker is not None and entry.marker in markers.values():
+                    raise damaged(file.path, "has the marker of another weight", name)
+                if entry.marker is not None:
+                    markers[name] = entry.marker
+        self._file_of = {name: file for name, file in _file_of_each(files).items() if name not in markers}
         self.tensors: dict[str, TensorInfo] = {name: file.tensors[name] for name, file in self._file_of.items()}
         self.block_sparse: dict[str, BlockSparseEntry] = {}
         self._block_sparse_file: dict[str, TensorFile] = {}
-        for file in files:
-            for name, entry in parse_block_sparse(file).items():
+        for file, entries in found:
+            for name, entry in entries.items():
                 if name in self.tensors or name in self.block_sparse:
                     raise damaged(file.path, "is stored twice, in this file and in another shard", name)
                 self.block_sparse[name] = entry
                 self._block_sparse_file[name] = file
+        for file in files:
+            lost = next((name for name in named_in_metadata(file) if name not in self.block_sparse), None)
+            if lost is not None:
+                raise damaged(
+                    file.path, "sapp_bsr in the metadata names it, and no file of the checkpoint has it", lost
+                )
         self.tied = _ties(files, set(self.dense_names()))
         self.ignored = {name: why for file in files for name, why in file.ignored.items()}
         self.notes = (*notes, *(file.note for file in files if file.note))
         """Lines on what is not read as it stands, for whoever opened the checkpoint."""
+
+    @property
+    def is_hugging_face(self) -> bool:
+        """True if the config.json beside it says which model of transformers this is."""
+        return self.config is not None and bool(self.config.get("model_type"))
 
     @property
     def bytes(self) -> int:

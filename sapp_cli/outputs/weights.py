@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sapp_cli.bits import TORCH_DTYPES, to_bits
 from sapp_cli.checkpoint.block_sparse import Mask, gather, kept_blocks, to_matrix
-from sapp_cli.checkpoint.block_sparse_file import block_sparse_metadata, block_sparse_out
+from sapp_cli.checkpoint.block_sparse_file import block_sparse_metadata, block_sparse_out, marker_out
 from sapp_cli.checkpoint.dtypes import DTYPES, Bits
 from sapp_cli.checkpoint.output_shards import OutputShard, output_shards
 from sapp_cli.checkpoint.source import Checkpoint
@@ -92,18 +92,23 @@ class PrunedWeights:
         """
         aliases = {names[0]: names[1:] for names in self._block_sparse_names().values()}
         dropped = {alias for others in aliases.values() for alias in others}
+        numbers = {name: number for number, name in enumerate(aliases, 1)} if self._checkpoint.is_hugging_face else {}
         shards = []
         for shard in self._shards(max_shard_bytes):
             tensors: list[TensorOut] = []
             for name in shard.names:
                 if name in self._block_sparse and name not in dropped:
                     tensors += self._triple(self._block_sparse[name])
+                    if name in numbers:
+                        rows = self._block_sparse[name].layout.shape[0]
+                        tensors.append(marker_out(name, self._dtype(name), rows, numbers[name]))
                 elif name not in dropped:
                     tensors.append(self._dense(name))
             here = {name: self._block_sparse[name] for name in shard.names if name in aliases}
             weights = {name: (weight.layout, weight.grid) for name, weight in here.items()}
             tied = {alias: name for name in here for alias in aliases[name]}
-            shards.append(ShardOut(shard.file, tensors, {**shard.metadata, **block_sparse_metadata(weights, tied)}))
+            metadata = {**shard.metadata, **block_sparse_metadata(weights, tied, bool(numbers))}
+            shards.append(ShardOut(shard.file, tensors, metadata))
         folder.mkdir(parents=True, exist_ok=True)
         return write_sharded(folder, "model", shards, self._checkpoint.index_metadata)
 

@@ -62,8 +62,8 @@ def test_the_metadata_is_as_specified() -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"sapp_bsr_version": "2"}, "block-sparse format of version '2'; this sapp reads version 1: upgrade it"),
-        ({"sapp_bsr_version": ""}, "block-sparse format of version ''; this sapp reads version 1: upgrade it"),
+        ({"sapp_bsr_version": "3"}, "block-sparse format of version '3'; this sapp reads versions 1 and 2: upgrade it"),
+        ({"sapp_bsr_version": ""}, "block-sparse format of version ''; this sapp reads versions 1 and 2: upgrade it"),
         ({"sapp_bsr": "[]"}, "sapp_bsr in the metadata is not a JSON object"),
         ({"sapp_bsr": "{" * 9}, "sapp_bsr in the metadata is not JSON: Expecting property name enclosed in double quotes "
                                 "(character 1); download or copy the file again"),
@@ -82,6 +82,51 @@ def test_damaged_metadata(tmp_path: Path, about: dict[str, str], message: str | 
         assert open_checkpoint(path).tied == {"w.bsr_values": "w"}
     else:
         assert refusal(path) == message
+
+
+MARKED = {"sapp_bsr_version": "2"}
+
+
+def marker(*shape: int) -> dict[str, tuple[str, Any]]:
+    return {"w": ("F32", np.empty(shape, np.float32))}
+
+
+def test_a_marker_counts_nothing(tmp_path: Path) -> None:
+    marked = open_checkpoint(save(tmp_path / "x.safetensors", {**tensors(), **marker(3, 0, 3)}, metadata(**MARKED)))
+    plain = open_checkpoint(save(tmp_path / "y.safetensors", tensors(), metadata()))
+    assert marked.block_sparse["w"].marker == 3
+    assert marked.dense_names() == plain.dense_names() == ["w"]
+    assert marked.bytes == plain.bytes
+    assert marked.tensors.keys() == plain.tensors.keys()
+    assert marked.dense_array("w").tolist() == plain.dense_array("w").tolist()
+    assert marked.shape("w") == (3, 5)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (3, 0, 0), (2, 0, 1), (3, 1, 1), (3, 0, 1, 1), (3, 5)])
+def test_what_is_not_a_marker(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = save(tmp_path / "x.safetensors", {**tensors(), **marker(*shape)}, metadata(**MARKED))
+    assert refusal(path) == "'w': is stored both dense and block-sparse"
+
+
+def test_version_1_has_no_markers(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.safetensors", {**tensors(), **marker(3, 0, 3)}, metadata())
+    assert refusal(path) == "'w': is stored both dense and block-sparse"
+
+
+def test_a_marker_of_two_weights(tmp_path: Path) -> None:
+    both = {**tensors(), **{name.replace("w", "v", 1): one for name, one in tensors().items()}, **marker(3, 0, 1)}
+    both["v"] = both["w"]
+    path = save(tmp_path / "x.safetensors", both, {**MARKED, "sapp_bsr": json.dumps({"w": ABOUT, "v": ABOUT})})
+    assert refusal(path) == "'v': has the marker of another weight"
+
+
+def test_version_2_may_name_weights_of_other_files(tmp_path: Path) -> None:
+    about = metadata(**MARKED)
+    save(tmp_path / "model-00001-of-00002.safetensors", {**tensors(), **marker(3, 0, 1)}, about)
+    save(tmp_path / "model-00002-of-00002.safetensors", {"b": ("F32", np.ones((2, 2), np.float32))}, about)
+    assert open_checkpoint(tmp_path).dense_names() == ["w", "b"]
+    path = save(tmp_path / "x.safetensors", {"b": ("F32", np.ones((2, 2), np.float32))}, about)
+    assert refusal(path) == "'w': sapp_bsr in the metadata names it, and no file of the checkpoint has it"
 
 
 def test_metadata_without_a_version(tmp_path: Path) -> None:

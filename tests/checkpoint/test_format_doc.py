@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from sapp_cli.checkpoint.block_sparse_file import SUFFIXES, VERSION
+from sapp_cli.checkpoint.block_sparse import gather, kept_blocks
+from sapp_cli.checkpoint.block_sparse_file import (
+    SUFFIXES,
+    VERSION,
+    WITH_MARKERS,
+    block_sparse_metadata,
+    block_sparse_out,
+    marker_out,
+)
+from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.source import open_checkpoint
+from sapp_cli.checkpoint.write import write_safetensors
 from sapp_cli.grid import BlockGrid, MatrixLayout
 from tests.checkpoint.files import frame, save_block_sparse, save_floats
 from tests.checkpoint.test_block_sparse import weights
@@ -51,12 +61,22 @@ def test_the_reader_reads_what_sapp_writes(
     assert found["w"].tobytes() == expected.tobytes()
 
 
+def test_the_reader_skips_markers(tmp_path: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> None:
+    layout, grid, weight = MatrixLayout("linear", (4, 4)), BlockGrid((4, 4), (2, 2)), np.eye(4, dtype=np.float32)
+    kept = kept_blocks(weight, grid, DTYPES["F32"])
+    outs = block_sparse_out("w", "F32", grid, kept, lambda: gather(weight, grid, kept))
+    about = block_sparse_metadata({"w": (layout, grid), "elsewhere": (layout, grid)}, {}, marked=True)
+    write_safetensors(tmp_path / "x.safetensors", [*outs, marker_out("w", "F32", 4, 7)], about)
+    found = read(tmp_path / "x.safetensors")
+    assert {name: array.tolist() for name, array in found.items()} == {"w": weight.tolist()}
+
+
 def test_the_reader_reads_plain_files_and_refuses_others(
     tmp_path: Path, read: Callable[[Path], dict[str, np.ndarray]]
 ) -> None:
     path = save_floats(tmp_path / "x.safetensors", a=[[1, 2]], b=3)
     assert {name: array.tolist() for name, array in read(path).items()} == {"a": [[1, 2]], "b": 3}
-    path.write_bytes(frame({"__metadata__": {"sapp_bsr_version": "2"}}))
+    path.write_bytes(frame({"__metadata__": {"sapp_bsr_version": "3"}}))
     with pytest.raises(ValueError, match="block-sparse format of another version"):
         read(path)
     layout = MatrixLayout("linear", (4, 4))
@@ -71,4 +91,4 @@ def test_the_reader_reads_plain_files_and_refuses_others(
 
 def test_the_tables_of_dtypes_and_suffixes_are_those_of_the_code() -> None:
     assert all(f"`NAME{suffix}`" in DOC for suffix in SUFFIXES)
-    assert DOC.startswith(f"# The block-sparse file, version {VERSION}\n")
+    assert DOC.startswith(f"# The block-sparse file, versions {VERSION} and {WITH_MARKERS}\n")
