@@ -19,6 +19,7 @@ from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
 from sapp_cli.checkpoint.output import (
     MANIFEST,
     MARKER,
+    companion_bytes,
     copy_companions,
     is_output,
     sha256_file,
@@ -31,6 +32,7 @@ from sapp_cli.checkpoint.write import disk_errors
 from sapp_cli.errors import UsageError
 from sapp_cli.outputs.card import FileSizes, write_card
 from sapp_cli.outputs.manifest import VERSION
+from sapp_cli.outputs.sparse_folder import finish_sparse_folder
 from sapp_cli.report.gallery import Gallery
 from sapp_cli.report.html import HTML_FILE, write_html
 from sapp_cli.report.inspect import SPARSITY_FILE, layer_facts
@@ -89,7 +91,10 @@ def export(
         )
     with output_folder(out, path, overwrite, say) as staged:
         companions = copy_companions(home, staged) if home is not None else []
-        files = export_checkpoint(source, staged, layout, _lookup(blocks), max_shard_bytes, out.absolute().parent)
+        copies = 0 if home is None or layout == "dense" else companion_bytes(home)
+        files = export_checkpoint(
+            source, staged, layout, _lookup(blocks), max_shard_bytes, out.absolute().parent, copies
+        )
         names = [file.relative_to(staged).as_posix() for file in files]
         _carry_over(home, staged)
         hashes = {name: sha256_file(staged / name) for name in names}
@@ -104,6 +109,7 @@ def export(
         before = sum(file.path.stat().st_size for file in source.files)
         sizes = FileSizes(before, result.bytes_of(sparse=False), result.bytes_of(sparse=True))
         write_card(staged, out.name, report, manifest, sizes, _architecture(source), companions)
+        finish_sparse_folder(staged, out.name, report, source, _architecture(source), companions)
     return result
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from sapp_cli.checkpoint.damage import AGAIN, absence, damaged, quoted
 from sapp_cli.checkpoint.foreign import of_another_format
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, INDEX_LIMIT, read_object
+from sapp_cli.checkpoint.quantization_entry import without_entry
 from sapp_cli.errors import CheckpointError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -175,18 +176,19 @@ def _plain(name: str) -> bool:
 
 
 def _companions(folder: Path) -> Path | None:
-    """Where config.json lies: here, or above the `sparse` folder of an output of ours."""
-    if (folder / "config.json").is_file():
-        return folder
-    above = folder.absolute().parent
-    return above if folder.absolute().name == "sparse" and (above / "config.json").is_file() else None
+    """Where config.json lies: above the `sparse` folder of an output of ours, whose own is a copy, or here."""
+    above, here = folder.absolute().parent, (folder / "config.json").is_file()
+    if folder.absolute().name == "sparse" and (above / "config.json").is_file():
+        return folder if here and not (above / "manifest.json").is_file() else above
+    return folder if here else None
 
 
 def _config(folder: Path | None) -> dict[str, Any] | None:
-    """config.json; CheckpointError if it says that the weights are quantized."""
+    """config.json without what it says about our own format; CheckpointError if it says that the weights are quantized."""
     if folder is None or not (folder / "config.json").is_file():
         return None
     config = read_object(folder / "config.json", "the configuration", CONFIG_LIMIT, unique=False)
+    config = without_entry(config)
     quantization = config.get("quantization_config") or config.get("compression_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from sapp_cli.checkpoint.damage import damaged
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, json_text, read_object
+from sapp_cli.checkpoint.quantization_entry import has_entry, without_entry
 from sapp_cli.checkpoint.write import disk_errors, replacing
 from sapp_cli.errors import CheckpointError, ResourceError
 
@@ -69,7 +70,8 @@ def copy_companions(source: Path, out: Path) -> list[str]:
 
     Left out are weight files and their indexes, hidden files, and what an earlier run of sapp wrote there; README.md
     becomes README.source.md. Weights stay in subfolders that modules.json names, which are layers of the model that the
-    checkpoint does not hold (sentence-transformers). Returns the relative paths of the copies. Raises CheckpointError
+    checkpoint does not hold (sentence-transformers). A config.json loses what it says of block-sparse weights beside it, for
+    the copy may stand beside dense ones. Returns the relative paths of the copies. Raises CheckpointError
     for a symbolic link that leaves the folder: a copy would publish what it points to.
     """
     copied = []
@@ -79,8 +81,25 @@ def copy_companions(source: Path, out: Path) -> list[str]:
         with disk_errors(out):
             (out / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / relative, out / target)
+            if target == Path("config.json"):
+                _forget_blocks(out / target)
         copied.append(target.as_posix())
     return copied
+
+
+def _forget_blocks(path: Path) -> None:
+    """Take our entry out of a config.json that was copied from a `sparse` folder; all others keep their bytes."""
+    try:
+        config = read_object(path, "the configuration", CONFIG_LIMIT, unique=False)
+    except CheckpointError:  # whoever reads it says what is wrong with it
+        return
+    if has_entry(config):
+        write_json(path, without_entry(config))
+
+
+def companion_bytes(source: Path) -> int:
+    """Of the files that `copy_companions` would copy."""
+    return sum((source / relative).stat().st_size for relative in _companions(source))
 
 
 def check_companions(source: Path) -> None:

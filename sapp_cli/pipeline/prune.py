@@ -23,6 +23,7 @@ from sapp_cli.checkpoint.output import (
     MANIFEST,
     check_companions,
     check_free_space,
+    companion_bytes,
     copy_companions,
     is_output,
     sha256_file,
@@ -45,6 +46,7 @@ from sapp_cli.layers import decide_layers
 from sapp_cli.outputs.card import FileSizes, write_card
 from sapp_cli.outputs.manifest import Manifest, Metric
 from sapp_cli.outputs.metrics_log import MetricsLog
+from sapp_cli.outputs.sparse_folder import finish_sparse_folder
 from sapp_cli.outputs.weights import Layout, PrunedWeights
 from sapp_cli.pipeline.start import Run, memory_errors, set_up, warn_below_guessing
 from sapp_cli.pipeline.tune import tune_for_run
@@ -229,6 +231,7 @@ def prune(
                 write_json(staged / "manifest.json", manifest.as_json())
                 write_html(staged / HTML_FILE, out.name, report, gallery, read_run(staged))
                 write_card(staged, out.name, report, manifest.as_json(), sizes, run.architecture, companions)
+                finish_sparse_folder(staged, out.name, report, run.checkpoint, run.architecture, companions)
         folder.remove()
         return PruneResult(
             out, report, manifest.metrics, sizes, time.perf_counter() - began, list_unranked(pruner.stored_unranked)
@@ -295,7 +298,8 @@ def _look_for_state(
     inputs: dict[str, str] = {}
     state = None
     if hashing is not None:
-        check_free_space(out.parent, 2 * run.checkpoint.bytes)
+        beside = companion_bytes(run.checkpoint.folder) if run.checkpoint.folder else 0
+        check_free_space(out.parent, 2 * (run.checkpoint.bytes + beside))
         found = fingerprint_checkpoint(run.checkpoint) | hashing.result() | fingerprint_code(run.settings)
         inputs = dict(found.values)
         processes = describe_processes(run.settings.train, run.accelerator)
