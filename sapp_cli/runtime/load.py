@@ -19,7 +19,7 @@ from sapp_cli.checkpoint.block_sparse import BlockSparseMatrix, encode, to_matri
 from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.checkpoint.source import Checkpoint, open_checkpoint
 from sapp_cli.errors import CheckpointError, UsageError
-from sapp_cli.grid import BlockGrid
+from sapp_cli.grid import BlockGrid, MatrixLayout
 from sapp_cli.inputs.models import dense_tensor, empty_model
 from sapp_cli.layers import matrix_layout
 from sapp_cli.runtime.conv import BlockSparseConv
@@ -83,7 +83,7 @@ def load(
         into, source = empty_model(open_checkpoint(_folder_with_config(Path(model)))), Path(model)
     dense = load_and_explain(into, source, way, keep_blocks=keep_blocks)
     if dense:
-        LOG.warning("%s: %s", source, _described(dense))
+        LOG.warning("%s: %s", source, described(dense))
     return into
 
 
@@ -104,7 +104,7 @@ def load_and_explain(
             replaced[f"{name}.weight"] = layer
     state = {
         **found.made,
-        **{known: _tensor(checkpoint, name) for name, known in found.names.items() if known not in replaced},
+        **{known: stored_tensor(checkpoint, name) for name, known in found.names.items() if known not in replaced},
     }
     gone = {f"{layer.name}.{attribute}" for layer in replaced.values() for attribute in ("weight", "bias")}
     filled = fillings(model, state, gone, checkpoint.path)
@@ -131,7 +131,7 @@ def _within_wrappers(model: nn.Module) -> nn.Module:
             return model
 
 
-def _described(dense: Mapping[str, str]) -> str:
+def described(dense: Mapping[str, str]) -> str:
     """One line: "3 pruned layers stay dense: 'a' and 1 more (it has 256 weights only), 'c' (…); sapp bench lists them"."""
     by_reason: dict[str, list[str]] = {}
     for name, why in dense.items():
@@ -153,7 +153,7 @@ def _folder_with_config(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _PrunedLayer:
+class PrunedLayer:
     """A layer to be replaced, and its weight."""
 
     name: str
@@ -189,7 +189,7 @@ def _sparse_one(path: Path) -> Checkpoint:
     return open_checkpoint(path)
 
 
-def _pruned_layers(checkpoint: Checkpoint, model: nn.Module, found: Fit) -> Iterator[tuple[str, _PrunedLayer | str]]:
+def _pruned_layers(checkpoint: Checkpoint, model: nn.Module, found: Fit) -> Iterator[tuple[str, PrunedLayer | str]]:
     """(name, what replaces it or why nothing does) of each layer with a pruned weight."""
     blocks = _blocks(checkpoint)
     shared = _shared_weights(model)
@@ -209,24 +209,34 @@ def _pruned_layers(checkpoint: Checkpoint, model: nn.Module, found: Fit) -> Iter
             continue
         layout = matrix_layout(module, "weight")
         assert layout is not None, "a Linear or a convolution is a matrix"
-        grid = BlockGrid(layout.matrix, blocks[stored])
-        if stored in checkpoint.block_sparse:
-            sparse = checkpoint.matrix(stored)
-        else:
-            sparse = encode(to_matrix(checkpoint.dense_array(stored), layout), grid, DTYPES[checkpoint.dtype(stored)])
+        sparse, grid = kept_blocks_of(checkpoint, stored, layout, blocks[stored])
         why = too_little_to_gain(module, len(sparse.col), grid)
         if why is not None:
             yield module_name, why
             continue
         bias = _bias(checkpoint, found, stored_names.get(f"{module_name}.bias"), module_name, module)
         transposed = layout.kind == TRANSPOSED
-        yield module_name, _PrunedLayer(module_name, module, sparse, grid, checkpoint.dtype(stored), bias, transposed)
+        yield module_name, PrunedLayer(module_name, module, sparse, grid, checkpoint.dtype(stored), bias, transposed)
+
+
+def kept_blocks_of(
+    checkpoint: Checkpoint, name: str, layout: MatrixLayout, block: tuple[int, int]
+) -> tuple[BlockSparseMatrix, BlockGrid]:
+    """A weight's blocks as the layer wants them, also of a file that has the transposed matrix.
+
+    Without the model, nothing tells that a `Conv1D` is stored in × out: `sapp export` takes it for a Linear.
+    """
+    entry = checkpoint.block_sparse.get(name)
+    if entry is not None and entry.layout.kind == layout.kind:
+        return checkpoint.matrix(name), entry.grid
+    grid = BlockGrid(layout.matrix, block if entry is None else block[::-1])
+    return encode(to_matrix(checkpoint.dense_array(name), layout), grid, DTYPES[checkpoint.dtype(name)]), grid
 
 
 def _bias(checkpoint: Checkpoint, found: Fit, stored: str | None, name: str, module: nn.Module) -> Tensor | None:
     """As the checkpoint has it, as the library made it of the checkpoint, or, where that lacks it, the model's own."""
     if stored is not None:
-        return _tensor(checkpoint, stored)
+        return stored_tensor(checkpoint, stored)
     bias = found.made.get(f"{name}.bias", module.bias)
     return bias.detach() if isinstance(bias, Tensor) else None
 
@@ -282,7 +292,7 @@ def _blocks(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
         raise CheckpointError(f"{report}: is no report of sapp; remove it") from error
 
 
-def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+def stored_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     """A tensor of the checkpoint, dense; float64 as it is, all other floats as float32."""
     if checkpoint.dtype(name) == "F64":
         return torch.from_numpy(np.array(checkpoint.dense_array(name)))
