@@ -12,6 +12,7 @@ The names are imported when they are first asked for: `sapp report` and `sapp ch
 
 # Nothing of the standard library is imported here: with `python -m sapp_cli` the current folder still comes first.
 from sapp_cli._version import __version__
+from sapp_cli.opening.import_hook import install as _install
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,3 +53,6 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'sapp_cli' has no attribute '{name}'")
     found: object = getattr(import_module(_PLACES[name]), name)
     return found
+
+
+_install()
