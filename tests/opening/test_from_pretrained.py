@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -21,6 +24,7 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
+from transformers.utils import hub
 
 import sapp_cli as sapp
 from sapp_cli.checkpoint.source import open_checkpoint
@@ -111,6 +115,27 @@ def test_what_save_pretrained_writes_is_opened_again(made, tmp_path):
     assert sparse_layers(again).keys() == sparse_layers(model).keys()
     close(outputs(again, inputs), outputs(model, inputs))
     close(outputs(sapp.load(tmp_path / "again"), inputs), outputs(model, inputs))
+
+
+def test_push_to_hub_would_upload_that_folder(bert, tmp_path, monkeypatch):
+    """Only the two calls that speak to the hub are replaced."""
+    uploaded: dict[str, bytes] = {}
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return types.SimpleNamespace(repo_id=repo_id)
+
+        def create_commit(self, *, operations, **_):
+            uploaded.update({one.path_in_repo: Path(one.path_or_fileobj).read_bytes() for one in operations})
+
+    monkeypatch.setattr(hub, "hf_api", Hub)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *_, **__: ModelCard("---\ntags: []\n---\n"))
+    AutoModelForSequenceClassification.from_pretrained(bert / "sparse").push_to_hub("me/mine")
+    for name, content in uploaded.items():
+        (tmp_path / name).write_bytes(content)
+    assert uploaded.keys() == {"README.md", "config.json", "model.safetensors"}
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert sparse_layers(model)
 
 
 def test_sapp_load_takes_the_folder_alone(made):
