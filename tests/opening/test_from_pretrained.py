@@ -309,7 +309,7 @@ def test_without_sapp_nothing_is_filled_with_random_numbers(bert, tmp_path):
         text=True,
         check=True,
         cwd=tmp_path,
-        timeout=120,
+        timeout=600,
     )
     assert ran.stdout.count("raised:") == 2
     assert "ignore_mismatched_sizes" in ran.stdout
@@ -339,7 +339,7 @@ def test_either_may_be_imported_first(bert, order):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "['BlockSparseLinear']\n"
