@@ -31,7 +31,7 @@ def _adapted_layer() -> Any:
     """PEFT's own Linear without merging, for which the blocks have no room."""
     from peft.tuners.lora.layer import Linear
 
-    class BlockSparseLora(Linear):
+    class BlockSparseLora(Linear):  # type: ignore[misc]
         """y of the block-sparse layer and of the adapter, added."""
 
         def _get_in_out_features(self, module: Any) -> tuple[int, int]:

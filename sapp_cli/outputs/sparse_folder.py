@@ -69,7 +69,7 @@ def _card(out: Path, name: str, report: SparsityReport, architecture: str | None
     )
     loads_with = auto_class(architecture or "")
     return environment.get_template("sparse.md.j2").render(
-        head=card_head(out, loads_with, bool(report.pruned), ()),
+        head=card_head(out, name, loads_with, bool(report.pruned), {}),
         name=name,
         path=f"{name}/{SPARSE_FOLDER}",
         blocks=blocks_text(report),
