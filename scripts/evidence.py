@@ -1,6 +1,6 @@
 """Compare the methods on the studies of scripts/evidence.yaml, each run a process of its own, and write the tables down.
 
-    python scripts/evidence.py --tune digits-mlp      the rate of each method, on seeds of its own
+    python scripts/evidence.py --tune digits-mlp      the rate of each method, by `sapp tune` on seeds of its own
     python scripts/evidence.py                        the core part: the final runs, docs/results-evidence.md
     python scripts/evidence.py --part long
 
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import yaml
@@ -39,9 +40,10 @@ class Tuning:
     block: str
     sparsity: str
     seeds: str
-    rates: list[float]
+    rates: list[float] = field(default_factory=list)
+    """As `--rates` of `sapp tune` takes them; none: its own grid."""
     steps: int | None = None
-    """None: as many as the final runs have; fewer where these take long."""
+    """Of the run whose rate is searched; None: as many as the final runs have, fewer where these take long."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,7 @@ class Study:
         unknown = sorted(set(self.rates) - labels)
         assert not unknown, f"{self.name}: no methods: {unknown}"
 
-    def command(
-        self, out: str, blocks: str, sparsities: str, seeds: str, *extra: str, steps: int | None = None
-    ) -> list[str]:
+    def command(self, out: str, blocks: str, sparsities: str, seeds: str, *extra: str) -> list[str]:
         sets = [part for assignment in self.set for part in ("--set", assignment)]
         options = [
             "--block-size",
@@ -89,7 +89,7 @@ class Study:
             "--seeds",
             seeds,
             "--steps",
-            str(steps or self.steps),
+            str(self.steps),
         ]
         if self.methods:
             options += ["--methods", ",".join(self.methods)]
@@ -101,10 +101,22 @@ class Study:
         rates = [part for name, rate in self.rates.items() for part in ("--method-set", f"{name}:optimizer.lr={rate}")]
         return self.command(f"{FOLDER}/{self.name}/final", self.blocks, self.sparsities, self.seeds, *rates)
 
-    def trial(self, tune: Tuning, rate: float) -> list[str]:
-        out = f"{FOLDER}/{self.name}/rate-{rate:g}"
-        rate_of_all = ("--set", f"optimizer.lr={rate}")
-        return self.command(out, tune.block, tune.sparsity, tune.seeds, *rate_of_all, steps=tune.steps)
+    @property
+    def labels(self) -> dict[str, str]:
+        """{label: method}."""
+        parts = (entry.rpartition("=") for entry in self.methods or [method.value for method in MethodName])
+        return {label or method: method for label, _, method in parts}
+
+    def search(self, tune: Tuning, label: str, seed: str) -> list[str]:
+        """The `sapp tune` of one method, with one seed."""
+        own = [entry.partition(":")[2] for entry in self.method_set if entry.partition(":")[0] == label]
+        sets = [part for assignment in (*self.set, *own) for part in ("--set", assignment)]
+        steps = str(tune.steps or self.steps)
+        options = ["--method", self.labels[label], "--block-size", tune.block, "--sparsity", tune.sparsity]
+        options += ["--seed", seed, "--steps", steps]
+        if tune.rates:
+            options += ["--rates", ",".join(f"{float(rate):g}" for rate in tune.rates)]
+        return ["sapp", "tune", self.checkpoint, "-r", self.recipe, *options, *sets]
 
 
 def studies(file: Path = STUDIES) -> dict[str, Study]:
@@ -134,22 +146,25 @@ def prepare(study: Study) -> None:
 
 
 def tune(study: Study, jobs: int) -> dict[str, float]:
-    """{method: the rate with the best mean}, every method with every rate."""
+    """{method: the rate that `sapp tune` finds}; of several seeds the lower median. Every method gets the same search."""
     assert study.tune is not None, f"{study.name} has nothing to tune"
     prepare(study)
-    means: dict[str, dict[float, float]] = {}
-    sign = 1.0
-    for rate in map(float, study.tune.rates):
-        command = study.trial(study.tune, rate)
-        run(command, "--jobs", str(jobs))
-        table = json.loads((REPOSITORY / command[6] / "comparison.json").read_text(encoding="utf-8"))
-        sign = 1.0 if table["higher_is_better"] else -1.0
-        for row in table["rows"]:
-            if row["mean"] is not None:
-                means.setdefault(row["method"], {})[rate] = row["mean"]
-    for method, by_rate in means.items():
-        print(f"{method:24}", "  ".join(f"{rate:g}: {mean:.4f}" for rate, mean in by_rate.items()))
-    return {method: max(by_rate, key=lambda rate: sign * by_rate[rate]) for method, by_rate in means.items()}
+    seeds = study.tune.seeds.rstrip(",").split(",")
+    searches = [study.search(study.tune, label, seed) for label in study.labels for seed in seeds]
+    with ThreadPool(jobs) as pool:
+        rates = iter(pool.map(found_rate, searches))
+    found = {label: sorted(next(rates) for _ in seeds) for label in study.labels}
+    for label, each in found.items():
+        print(f"{label:24}", "  ".join(f"{rate:g}" for rate in each))
+    return {label: each[(len(each) - 1) // 2] for label, each in found.items()}
+
+
+def found_rate(command: Sequence[str]) -> float:
+    """The rate that this search finds."""
+    print("$", shlex.join(command), flush=True)
+    start = [sys.executable, "-m", "sapp_cli", *command[1:], "--json"]
+    ran = subprocess.run(start, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE)
+    return float(json.loads(ran.stdout)["learning_rate"])
 
 
 def chosen(study: Study) -> str:
@@ -157,7 +172,7 @@ def chosen(study: Study) -> str:
     if study.tune is None:
         return ""
     rates = ", ".join(f"{name} {rate:g}" for name, rate in study.rates.items()) or "the recipe's for all"
-    trials = ", ".join(f"{float(rate):g}" for rate in study.tune.rates)
+    trials = ", ".join(f"{float(rate):g}" for rate in study.tune.rates) or "the grid of `sapp tune`"
     cell = f"{study.tune.sparsity} in blocks of {study.tune.block}, seeds {study.tune.seeds.rstrip(',')}"
     steps = f", {study.tune.steps} steps" if study.tune.steps else ""
     return f"Rates: {rates}; chosen from {trials} on {cell}{steps}."
