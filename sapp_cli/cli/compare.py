@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +30,7 @@ from sapp_cli.codegen.support import require_instruction_set
 
 if TYPE_CHECKING:
     from sapp_cli.cli.comparison_progress import ComparisonWatcher
-    from sapp_cli.comparing.cells import Budget, Cell, Store, Variant
+    from sapp_cli.comparing.cells import Budget, Cell, Place, Store, Variant
     from sapp_cli.comparing.table import Table
     from sapp_cli.pipeline.watcher import Watcher
 
@@ -81,6 +81,14 @@ def compare(
             rich_help_panel=CELLS,
         ),
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Search each row's learning rate first, all alike, with a seed that no run has.",
+            rich_help_panel=CELLS,
+        ),
+    ] = False,
     steps: StepsOption = None,
     epochs: EpochsOption = None,
     sets: SetOption = None,
@@ -140,7 +148,16 @@ def compare(
     describe(checkpoint, quiet, verbose)
     watcher = ComparisonWatcher(quiet, verbose)
     with locked(out, watcher.say):
-        cells = call_apart(_look_ahead, watcher, budget, variants, choices, store, metric)
+        if tune:
+            from sapp_cli.comparing.tuning import find_rates, seed_of_searches
+
+            alike = [replace(variant, sets=(*variant.sets, "optimizer.lr=auto")) for variant in variants]
+            own = (*choices[:2], [seed_of_searches(choices[2])])
+            searches = call_apart(_look_ahead, watcher, budget, alike, own, None, metric)
+            rates = find_rates(searches, budget, out, watcher)
+        else:
+            rates = {}
+        cells = call_apart(_look_ahead, watcher, budget, variants, choices, store, metric, rates)
         table, written = _run(cells, budget, store, jobs, watcher, metric)
     if as_json:
         print_document(table.as_json())
@@ -186,10 +203,13 @@ def _look_ahead(
     budget: Budget,
     variants: Sequence[Variant],
     choices: tuple[Sequence[str], Sequence[float], Sequence[int]],
-    store: Store,
+    store: Store | None,
     metric: str | None,
+    rates: Mapping[Place, float] = {},
 ) -> list[Cell]:
-    """The cells of `choices` (blocks, sparsities, seeds); raise what the first step of any of them would be too late for.
+    """The cells of `choices` (blocks, sparsities, seeds); without a `store`, they are searches for a learning rate.
+
+    Raises what the first step of any of them would be too late for.
 
     It takes torch and the libraries of model and data, so it runs in a process of its own: this one stays, small, while the
     cells run.
@@ -197,11 +217,12 @@ def _look_ahead(
     from sapp_cli.comparing.cells import plan_cells
     from sapp_cli.report.wording import counted
 
-    cells = plan_cells(budget, variants, *choices)
-    if pending := [cell for cell in cells if not store.is_settled(cell)]:
+    cells = plan_cells(budget, variants, *choices, rates)
+    if pending := [cell for cell in cells if store is None or not store.is_settled(cell)]:
         from sapp_cli.pipeline.ahead import look_ahead
 
-        watcher.say(f"{counted(len(pending), 'cell')} to run; the checkpoint and the data are looked at first")
+        todo = f"{counted(len(pending), 'row')} to tune" if store is None else f"{counted(len(pending), 'cell')} to run"
+        watcher.say(f"{todo}; the checkpoint and the data are looked at first")
         # Seeds change nothing of what can be wrong.
         different = {(cell.variant, cell.block, cell.sparsity): cell.recipe for cell in pending}
         look_ahead([recipe for recipe in different.values() if recipe], budget.checkpoint, metric, watcher)

@@ -47,6 +47,10 @@ class Variant:
     sets: tuple[str, ...] = ()  # KEY=VALUE
 
 
+Place = tuple[str, str, float]
+"""Label of the variant, block, sparsity: a row of the table."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run."""
@@ -58,6 +62,12 @@ class Cell:
     settings: str = ""  # hash of settings, checkpoint and version
     inputs: str = ""  # hash of data and code; empty if they cannot be read
     recipe: LoadedRecipe | None = field(default=None, compare=False, repr=False)  # None where it is only looked up
+    rate: float | None = None  # that `--tune` found
+
+    @property
+    def place(self) -> Place:
+        """The row of the table."""
+        return self.variant.label, self.block, self.sparsity
 
     @property
     def name(self) -> str:
@@ -72,7 +82,7 @@ class Cell:
             "--sparsity": repr(self.sparsity),
             "--seed": str(self.seed),
         }
-        sets = [part for assignment in self.variant.sets for part in ("--set", assignment)]
+        sets = [part for assignment in (*self.variant.sets, *_rate_set(self.rate)) for part in ("--set", assignment)]
         return [part for option in own.items() for part in option] + sets
 
 
@@ -127,8 +137,11 @@ def plan_cells(
     blocks: Sequence[str],
     sparsities: Sequence[float],
     seeds: Sequence[int],
+    rates: Mapping[Place, float] = {},
 ) -> list[Cell]:
     """Every cell, seeds innermost, so that the first table of one seed is there early.
+
+    `rates`: learning rates that were searched, in place of the recipe's.
 
     Raises RecipeError for settings that no run could have, CheckpointError where the checkpoint cannot be opened.
     """
@@ -147,7 +160,8 @@ def plan_cells(
             "prune.sparsity": Flag("--sparsity", sparsity),
             "train.seed": Flag("--seeds", seed),
         }
-        recipe = load_recipe(budget.recipe, [*budget.sets, *variant.sets], flags)
+        rate = rates.get((variant.label, block, sparsity))
+        recipe = load_recipe(budget.recipe, [*budget.sets, *variant.sets, *_rate_set(rate)], flags)
         settings = comparable(recipe.recipe)
         for key in NOT_THE_RESULT:
             settings["train"].pop(key)
@@ -155,9 +169,22 @@ def plan_cells(
         if named not in inputs:
             inputs[named] = _hash_of_inputs(recipe.recipe)
         cells.append(
-            Cell(variant, block, sparsity, seed, _hash([__version__, checkpoint, settings]), inputs[named], recipe)
+            Cell(
+                variant,
+                block,
+                sparsity,
+                seed,
+                _hash([__version__, checkpoint, settings]),
+                inputs[named],
+                recipe,
+                rate,
+            )
         )
     return cells
+
+
+def _rate_set(rate: float | None) -> tuple[str, ...]:
+    return () if rate is None else (f"optimizer.lr={rate!r}",)
 
 
 def _hash_of_inputs(recipe: Recipe) -> str:

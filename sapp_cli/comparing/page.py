@@ -113,7 +113,8 @@ def command_line(cells: Sequence[Cell], budget: Budget, out: str) -> list[str]:
     for variant in variants.values():
         for assignment in variant.sets:
             words += ["--method-set", f"{variant.label}:{assignment}"]
-    return [*words, *budget.options]
+    tuned = ["--tune"] if any(cell.rate is not None for cell in cells) else []
+    return [*words, *tuned, *budget.options]
 
 
 def _subtitle(table: Table) -> str:

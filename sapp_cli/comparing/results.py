@@ -31,6 +31,7 @@ def make_table(cells: Sequence[Cell], store: Store, metric: str | None) -> Table
         raise _NoResult(failure)
     name = metric or next(iter(_metrics(store, next(cell for cell in cells if isinstance(found[cell], Result)))))
     first = results[0]
+    rates = {cell.place: cell.rate for cell in cells}
     seeds_of: dict[tuple[str, str, float], dict[int, Result | Failure]] = {}
     for cell, outcome in found.items():
         seeds_of.setdefault((cell.variant.label, cell.block, cell.sparsity), {})[cell.seed] = outcome
@@ -39,6 +40,7 @@ def make_table(cells: Sequence[Cell], store: Store, metric: str | None) -> Table
             *place,
             {seed: result for seed, result in of_seed.items() if isinstance(result, Result)},
             tuple(failure for failure in of_seed.values() if isinstance(failure, Failure)),
+            rate=rates[place],
         )
         for place, of_seed in seeds_of.items()
     ]

@@ -137,15 +137,15 @@ def _start(cell: Cell, budget: Budget, store: Store, threads: int) -> _Running:
 def _finish(ended: _Running, store: Store) -> Record:
     _wait(ended.process)
     code = ended.process.returncode
-    error = "" if code == 0 else _last_words(store, ended.cell)
+    error = "" if code == 0 else last_words(store.log(ended.cell))
     record = Record(ended.cell.settings, ended.cell.inputs, code, error, round(time.monotonic() - ended.began, 3))
     store.note(ended.cell, record)
     return record
 
 
-def _last_words(store: Store, cell: Cell) -> str:
-    """The error that the run ended with, from its log."""
-    lines = store.log(cell).read_text(encoding="utf-8", errors="replace").splitlines()
+def last_words(log: Path) -> str:
+    """The error that a run ended with, from its log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return "\n".join(errors or lines[-LAST_LINES:])
 

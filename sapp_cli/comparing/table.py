@@ -13,6 +13,7 @@ from typing import Any
 from sapp_cli.comparing.cells import DIVERGED
 from sapp_cli.report.texts import csv_text, markdown_text
 from sapp_cli.report.wording import count_text, metric_text, percent, size_text
+from sapp_cli.training.rate_search import rate_text
 
 VERSION = 1
 
@@ -57,6 +58,7 @@ class Row:
     results: Mapping[int, Result]  # by seed
     failures: tuple[Failure, ...]
     is_best: bool = False
+    rate: float | None = None  # that `--tune` found
 
     @property
     def values(self) -> list[float]:
@@ -89,6 +91,7 @@ class Row:
             "bytes_sparse": _whole(self.average("bytes_sparse")),
             "kept_multiply_adds": _whole(self.average("kept_multiply_adds")),
             "failures": [vars(failure) for failure in self.failures],
+            **({} if self.rate is None else {"learning_rate": self.rate}),
         }
 
 
@@ -124,12 +127,23 @@ class Table:
         lines = [f"{self.metric}, {better} is better; {spread}; {self.steps:,} steps each."]
         if count > 1:
             lines.append("*: ahead of every other method by more than the two's pooled standard deviation.")
+        lines += self._rates
         for row in self.rows:
             lines += [
                 f"{row.method}, {row.block}, {percent(row.sparsity)}, seed {failure.seed}: {failure.text}"
                 + (f": {failure.error.splitlines()[0]}" if failure.error else "")
                 for failure in row.failures
             ]
+        return lines
+
+    @property
+    def _rates(self) -> list[str]:
+        """A line for each block size and sparsity, if the rates were searched."""
+        lines = []
+        for block, sparsity, rows in self.groups:
+            found = ", ".join(f"{row.method} {rate_text(row.rate)}" for row in rows if row.rate is not None)
+            if found:
+                lines.append(f"learning rates found alike for all, {by_text(block)}, {percent(sparsity)}: {found}.")
         return lines
 
     def as_json(self) -> dict[str, Any]:

@@ -250,3 +250,33 @@ def test_a_terminal_shows_what_the_running_cells_said_last(tmp_path):
     assert last_line(log) == "step 40/60  spar"
     log.write_text("x" * 3000 + "\n" + "y" * 2000)
     assert last_line(log) == "y" * 500
+
+
+def test_every_method_is_tuned_alike_before_the_cells_begin(sapp, digits, tmp_path):
+    command = [
+        "compare", str(digits / "dense.safetensors"), "-r", str(digits / "recipe.yaml"), "-o", str(tmp_path / "comparison"),
+        "--methods", "magnitude,gradual-magnitude", "--sparsity", "0.9", "--block-size", "8", "--seeds", "1", "--steps", "40",
+        "--set", "train.evaluate_every=null", "--tune", "-j", "2",
+    ]  # fmt: skip
+    ran = sapp(*command)
+    assert ran.code == 0, ran.err
+    rows = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["rows"]
+    searches = {
+        path.name: json.loads(path.read_text())["search"]
+        for path in (tmp_path / "comparison" / "tuning").glob("*.json")
+    }
+    assert set(searches) == {f"{row['method']}-block8-sparsity0.9-seed1000.json" for row in rows}
+    first = [[(t["learning_rate"], t["steps"]) for t in search["trials"]][:3] for search in searches.values()]
+    assert first == [[(5e-4, 20), (1e-3, 20), (2e-3, 20)]] * 2  # same grid, same steps
+    for row in rows:
+        rate = searches[f"{row['method']}-block8-sparsity0.9-seed1000.json"]["learning_rate"]
+        assert row["learning_rate"] == rate
+        out = tmp_path / "comparison" / "cells" / f"{row['method']}-block8-sparsity0.9-seed0"
+        assert f"  lr: {rate!r}" in (out / "recipe.yaml").read_text().splitlines()
+    line = next(
+        line for line in ran.out.splitlines() if line.startswith("learning rates found alike for all, 8×8, 90.0 %: ")
+    )
+    assert [part.split()[0] for part in line.partition(": ")[2].split(", ")] == ["magnitude", "gradual-magnitude"]
+    assert line in (tmp_path / "comparison" / "comparison.html").read_text()
+    again = sapp(*command)
+    assert "begins" not in again.err and again.out == ran.out

@@ -29,6 +29,7 @@ ELSEWHERE = {
     # what is said after seconds of other lines; tests/comparing/test_runs.py has it, whole
     " cells are done, the same command goes on": "a signal",
     "interrupted in a trial; ": "a signal; tests/cli/test_tune.py has it",
+    "holds no learning rate; remove the file to search again": "a search of `compare --tune`, whose record was changed",
 }
 """Messages without a case here or in test_python.py, and what would say them."""
 
