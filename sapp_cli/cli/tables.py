@@ -136,7 +136,7 @@ def print_result(console: Console, result: PruneResult) -> None:
     if sizes.sparse:
         written.append(f"{size_text(sizes.sparse)} block-sparse ({sizes.source / sizes.sparse:.1f}× smaller)")
     console.print(f"{'size':<12} {size_text(sizes.source)} before → {', '.join(written)}")
-    console.print(f"{'written to':<12} {result.out}")
+    console.print(f"{'written to':<12} {printable(str(result.out))}")
     if (result.out / "config.json").is_file():
         folder = printable(shlex.quote(str(result.out)))
         console.print(f"{'to publish':<12} hf upload USER/NAME {folder}", markup=False, soft_wrap=True)

@@ -38,9 +38,9 @@ def test_a_run_ends_with_the_line_that_uploads_its_output(sapp, words, tmp_path)
 def test_an_output_that_the_hub_cannot_open_is_not_offered_to_it(sapp, digits, tmp_path):
     """A bare file of weights has no config.json."""
     ran = sapp(
-        "prune", digits / "dense.safetensors", "-r", digits / "recipe.yaml", "-o", tmp_path / "out", "--steps", "12"
+        "prune", digits / "dense.safetensors", "-r", digits / "recipe.yaml", "-o", tmp_path / "o\nut", "--steps", "12"
     )
-    assert ran.out.splitlines()[-1] == f"written to   {tmp_path / 'out'}"
+    assert ran.out.splitlines()[-1] == f"written to   {tmp_path}/o\\nut"  # on one line
     assert "hf upload" not in ran.out + ran.err
 
 
