@@ -217,7 +217,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
     for name in arguments.only or [name for name, study in known.items() if study.part == arguments.part]:
         prepare(known[name])
         run(known[name].final, "--jobs", str(arguments.jobs))
-    PAGE.write_text(page(list(known.values())), encoding="utf-8")
+    short = PAGE.read_text(encoding="utf-8").partition("## Short runs\n") if PAGE.is_file() else ("", "", "")
+    PAGE.write_text(page(list(known.values())) + "".join(("\n", *short[1:]) if short[1] else ()), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(REPOSITORY)}")
 
 
