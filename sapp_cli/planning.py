@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from sapp_cli.checkpoint.dtypes import DTYPES
@@ -79,11 +81,11 @@ def make_plan(
 
     `multiply_adds` {layer name: of its weight, for one example}; None if that is not known.
     """
-    report = expected_report(checkpoint, loaded, layers, multiply_adds)
+    report = expected_report(checkpoint, loaded, layers, multiply_adds, recipe.prune.resolved_allocation)
     gains = gains_by_block(
         recipe.prune,
         lambda settings: decide_layers(loaded.model, settings, loaded.stored_names),
-        lambda decided: expected_report(checkpoint, loaded, decided),
+        lambda decided: expected_report(checkpoint, loaded, decided, allocation=recipe.prune.resolved_allocation),
     )
     spans = schedule.spans if schedule else recipe.prune.settings.spans(recipe.prune.timetable)
     memory = expected_memory(loaded, layers, spans, recipe)
@@ -115,12 +117,37 @@ def expected_report(
     loaded: LoadedModel,
     layers: list[Layer],
     multiply_adds: Mapping[str, int | None] | None = None,
+    allocation: str = "uniform",
 ) -> SparsityReport:
-    """The report of the output, as far as the decisions about the layers tell it."""
+    """The report of the output, as far as the decisions about the layers tell it.
+
+    The `allocation` may put all parameters into the layers whose blocks cost most bytes: the size is an upper bound.
+    """
     facts = layer_facts(layers, loaded, checkpoint, multiply_adds)
     kept = {layer.stored: layer.kept_count for layer in layers if layer.pruned}
     parameters, size = other_tensors(facts, loaded, checkpoint)
-    return make_report(facts, expected_counts(kept), parameters, parameters, size)
+    report = make_report(facts, expected_counts(kept), parameters, parameters, size)
+    if allocation not in ("balanced", "parameters"):
+        return report
+    model = report.model
+    stored = model.bytes_sparse - sum(row.bytes_sparse for row in report.layers if row.name in kept)
+    most = min(model.bytes_dense, stored + dearest_bytes(facts, kept))
+    return replace(report, model=replace(model, bytes_sparse=max(model.bytes_sparse, most)))
+
+
+def dearest_bytes(facts: Iterable[LayerFacts], kept: Mapping[str, int]) -> int:
+    """Bytes of the pruned layers if all their entries lay where an entry costs most; `kept` {stored name: blocks}.
+
+    A block has an index of 4 bytes, so an entry of a small block costs more than one of a large block.
+    """
+    rows, entries, dearest = 0, 0, Fraction(0)
+    for fact in facts:
+        if fact.name in kept and fact.grid is not None:
+            block = math.prod(fact.grid.block)
+            rows += fact.grid.stored_bytes(0, fact.itemsize)
+            entries += kept[fact.name] * block
+            dearest = max(dearest, fact.itemsize + Fraction(4, block))
+    return rows + math.ceil(dearest * entries)
 
 
 def layer_facts(

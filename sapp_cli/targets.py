@@ -15,7 +15,7 @@ from sapp_cli.errors import UsageError
 from sapp_cli.inputs.data import DataSets
 from sapp_cli.inputs.models import LoadedModel
 from sapp_cli.layers import Layer, decide_layers
-from sapp_cli.planning import layer_facts, other_tensors
+from sapp_cli.planning import dearest_bytes, layer_facts, other_tensors
 from sapp_cli.recipe.prune_section import PruneSection
 from sapp_cli.recipe.schema import Recipe
 from sapp_cli.report.wording import percent, size_text, time_text
@@ -110,21 +110,16 @@ def expected_file_bytes(checkpoint: Checkpoint, loaded: LoadedModel, layers: lis
     names = {fact.name for fact in facts}
     total = other_tensors(facts, loaded, checkpoint)[1]
     total += sum(HEADER_BYTES + len(name) for name in checkpoint.dense_names() if name not in names)
-    rows = entries = 0
-    dearest = 0.0  # bytes of an entry where they cost most: an allocation may put all of them there
     for fact, layer in zip(facts, layers, strict=True):
         total += HEADER_BYTES + len(fact.name)
         if not fact.pruned or fact.grid is None:
             total += fact.parameters * fact.itemsize
             continue
         total += PRUNED_HEADER_BYTES + 4 * len(fact.name)
-        block = fact.grid.block[0] * fact.grid.block[1]
-        rows += fact.grid.stored_bytes(0, fact.itemsize)
-        entries += layer.kept_count * block
-        dearest = max(dearest, (block * fact.itemsize + 4) / block)
         if allocation == "uniform":
             total += fact.grid.stored_bytes(layer.kept_count, fact.itemsize)
-    return total if allocation == "uniform" else total + rows + round(dearest * entries)
+    kept = {layer.stored: layer.kept_count for layer in layers if layer.pruned}
+    return total if allocation == "uniform" else total + dearest_bytes(facts, kept)
 
 
 def _decide(loaded: LoadedModel, settings: PruneSection, sparsity: float) -> list[Layer]:

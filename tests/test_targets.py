@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from sapp_cli.errors import Interrupted
+from sapp_cli.grid import BlockGrid, MatrixLayout
 from sapp_cli.layers import decide_layers
 from sapp_cli.pipeline.prune import prune
+from sapp_cli.planning import dearest_bytes
 from sapp_cli.recipe.load import load_recipe
 from sapp_cli.recipe.prune_section import PruneSection
+from sapp_cli.report.sparsity import LayerFacts
 from sapp_cli.runtime.layer_times import LayerTime, time_layers, time_model
 from tests.runs import Interrupting
 
@@ -22,6 +25,32 @@ def plan(sapp, digits, *more):
 
 def file_bytes(folder):
     return sum(file.stat().st_size for file in (folder / "sparse").glob("*.safetensors"))
+
+
+def test_entries_are_counted_where_their_bytes_are_dearest():
+    def facts(name, block):
+        layout = MatrixLayout("linear", (32, 32))
+        return LayerFacts(name, (32, 32), 4, True, True, "", layout, BlockGrid((32, 32), block), 0.75)
+
+    # 16 blocks of 4 entries and 4 blocks of 64: 320 entries. Each costs 4 + 4/4 bytes in the small blocks, and the row
+    # pointers take 4·17 and 4·5 bytes: 1600 + 88. As planned, the large blocks alone would cost 1040 for 256 entries.
+    kept = {"small": 16, "large": 4}
+    assert dearest_bytes([facts("small", (2, 2)), facts("large", (8, 8))], kept) == 1688
+
+
+def test_small_blocks_of_a_rule_never_make_more_than_the_plan_says(sapp, digits, tmp_path):
+    mixed = (
+        "--set",
+        "prune.rules=[{match: 'hidden1*', block_size: 2}, {match: 'output*', dense: true}]",
+        "--steps",
+        "12",
+    )
+    files = (digits / "dense.safetensors", "-r", digits / "recipe.yaml", *mixed, "--sparsity", "0.8")
+    planned = json.loads(sapp("plan", *files, "--json").out)["model"]["bytes_sparse"]
+    ran = sapp("prune", *files, "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    report = json.loads((tmp_path / "out" / "sparsity.json").read_text())
+    assert report["model"]["bytes_sparse"] <= planned
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "parameters"])
