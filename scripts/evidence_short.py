@@ -1,10 +1,10 @@
-"""Short runs: the default against the simple methods in 20 to 600 steps at three rates, and the table in docs/results-evidence.md.
+"""Short runs: the default against the simple methods in 20 to 600 steps at three rates, a table in docs/results-evidence.md.
 
     python scripts/evidence_short.py                                      all of it: hours on two cores
     python scripts/evidence_short.py --study digits-mlp --steps 20,40     a part
 
-Checkpoints, recipes and settings are those of the studies in scripts/evidence.yaml. Each cell is one of `sapp compare`, so what is
-finished is not run again, and the table has whatever is finished.
+Checkpoints, recipes and settings are those of the studies in scripts/evidence.yaml. Each cell is one of `sapp compare`, so
+what is finished is not run again, and the table has all that is finished.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def section() -> str:
         + "|"
     )
     words = (
-        f"Mean ± standard deviation of seeds {SEEDS}. Behind: worse than one of the others by more than the pooled standard deviation of "
-        f"both. Made by `python scripts/evidence_short.py`; {this_machine().text.rpartition(',')[0]}, {date.today()}."
+        f"Mean ± standard deviation of seeds {SEEDS}. Behind: worse than one of the others by more than the pooled standard "
+        f"deviation of both. Made by `python scripts/evidence_short.py`; {this_machine().text.rpartition(',')[0]}, {date.today()}."
     )
     return "\n".join([TITLE, "", head, *lines(), "", words, ""])
 
