@@ -108,10 +108,19 @@ def _best_of_all(
     return {name: part.view(scores[name].shape).to(scores[name].device) for name, part in parts}
 
 
+LEAST_BLOCKS = 8
+"""Of a small layer: 4 of 144 blocks of a convolution, half of what its target left, connected too little of it."""
+
+
 @lru_cache(maxsize=64)
 def floor_count(floor: Fraction, kept: int) -> int:
-    """Blocks that a layer keeps in any case: the share `floor` of the `kept` ones of its own target, at least one."""
-    return max(1, math.ceil(floor * kept))
+    """Blocks that a layer keeps in any case: the share `floor` of the `kept` ones of its own target, and at least 8 of them.
+
+    Never more than `kept`. A floor of 0 leaves one.
+    """
+    if not floor:
+        return 1
+    return max(1, min(kept, max(math.ceil(floor * kept), LEAST_BLOCKS)))
 
 
 def _there(scores: Tensor) -> int:

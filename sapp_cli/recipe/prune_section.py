@@ -136,7 +136,7 @@ class PruneSection(Section):
 
     floor: Share = 0.5
     """Of an allocation over all layers: each layer keeps at least this share of the blocks that `uniform` would leave
-    it, and always one."""
+    it, and 8 of them if it would leave as many; never more than `uniform`. 0: one block."""
 
     attention: SequentialAttention = SequentialAttention()
     """Settings of method sequential-attention."""

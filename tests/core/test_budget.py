@@ -59,7 +59,8 @@ def test_a_layer_that_costs_nothing_keeps_its_own_count():
 
 
 def test_floor_count_is_exact_and_never_none():
-    assert [floor_count(Fraction(1, 5), kept) for kept in (1, 5, 6, 409)] == [1, 1, 2, 82]
+    assert [floor_count(Fraction(1, 5), kept) for kept in (1, 5, 6, 409)] == [1, 5, 6, 82]
+    assert [floor_count(Fraction(1, 2), kept) for kept in (7, 8, 9, 15, 16, 17)] == [7, 8, 8, 8, 8, 9]
     assert floor_count(Fraction(0), 100) == 1
     assert floor_count(Fraction(1), 57) == 57
 

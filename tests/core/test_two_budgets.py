@@ -1,5 +1,6 @@
 """Two budgets at once: `within_two_budgets` by hand, against every other choice, and against the linear-programming bound."""
 
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.optimize import linprog
 from torch import tensor
 
 from sapp_cli.core.budgets import best_counts, within_budgets, within_two_budgets
-from sapp_cli.core.selection import uniform, within_budget
+from sapp_cli.core.selection import floor_count, uniform, within_budget
 
 INF = torch.inf
 
@@ -146,3 +147,25 @@ def test_the_gap_to_the_linear_programming_bound_is_less_than_a_thousandth(seed)
     mine = sum(values[:count].sum() for values, count in zip(ranked, counts, strict=True))
     assert (counts @ shares <= 1 + 1e-12).all()
     assert -bound.fun * (1 - 1e-3) <= mine <= -bound.fun * (1 + 1e-9)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_floor_never_exceeds_uniform_and_both_budgets_hold(data):
+    names = ["a", "b", "c"]
+    sizes = {name: data.draw(st.integers(1, 300)) for name in names}
+    counts = {name: data.draw(st.integers(1, size)) for name, size in sizes.items()}
+    costs = {name: (data.draw(st.integers(1, 9)), data.draw(st.integers(0, 9))) for name in names}
+    floor = Fraction(data.draw(st.integers(0, 100)), 100)
+    floors = {name: floor_count(floor, count) for name, count in counts.items()}
+    assert all(1 <= floors[name] <= counts[name] for name in names)
+    assert floor == 0 or all(floors[name] >= min(8, counts[name]) for name in names)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    scores = {
+        name: torch.rand(size, generator=generator) * 10.0**index for index, (name, size) in enumerate(sizes.items())
+    }
+    keep = within_two_budgets(scores, counts, costs, floors)
+    assert all(int(keep[name].sum()) >= floors[name] for name in names)
+    for budget in (0, 1):
+        spent = sum(int(keep[name].sum()) * costs[name][budget] for name in names)
+        assert spent <= sum(counts[name] * costs[name][budget] for name in names)
