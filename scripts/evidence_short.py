@@ -96,9 +96,10 @@ def section() -> str:
         + "|---" * 9
         + "|"
     )
+    machine = this_machine().text.rpartition(",")[0]
     words = (
         f"Mean ± standard deviation of seeds {SEEDS}. Behind: worse than one of the others by more than the pooled standard "
-        f"deviation of both. Made by `python scripts/evidence_short.py`; {this_machine().text.rpartition(',')[0]}, {date.today()}."
+        f"deviation of both. Made by `python scripts/evidence_short.py`; {machine}, {date.today()}."
     )
     return "\n".join([TITLE, "", head, *lines(), "", words, ""])
 
