@@ -232,7 +232,7 @@ def _try(given: _Given, rate: float, steps: int, number: int, watcher: Watcher) 
     scale = None if scaler is None else scaler.state_dict()
     try:
         with reproducible(train_section, given.accelerator):
-            value = _value(given, settings, f"trial {number}, rate {rate_text(rate)}", watcher)
+            metrics = _metrics(given, settings, f"trial {number}, rate {rate_text(rate)}", watcher)
     except TrainingError as error:
         return Trial(rate, steps, None, str(error).splitlines()[0])
     finally:
@@ -240,12 +240,13 @@ def _try(given: _Given, rate: float, steps: int, number: int, watcher: Watcher) 
             scaler.load_state_dict(scale)
         given.accelerator.free_memory()
         gc.collect()  # masks and weights refer to each other
+    value, loss = metrics[given.metric], metrics.get("loss", math.inf)
     if not math.isfinite(value):
         return Trial(rate, steps, None, f"{given.metric} is {value}")
-    return Trial(rate, steps, value)
+    return Trial(rate, steps, value, loss=loss if given.metric != "loss" and math.isfinite(loss) else None)
 
 
-def _value(given: _Given, settings: Recipe, name: str, watcher: Watcher) -> float:
+def _metrics(given: _Given, settings: Recipe, name: str, watcher: Watcher) -> dict[str, float]:
     """Train, and judge the weights that an export would hold."""
     accelerator = given.accelerator
     loaded = load_model(given.checkpoint, settings.model)
@@ -280,7 +281,7 @@ def _value(given: _Given, settings: Recipe, name: str, watcher: Watcher) -> floa
         on_step=on_step,
     )
     with pruner.rounded(loaded.dtypes):
-        metrics = evaluate(
+        return evaluate(
             model,
             given.objective,
             given.data,
@@ -291,7 +292,6 @@ def _value(given: _Given, settings: Recipe, name: str, watcher: Watcher) -> floa
             doing=f"evaluation of {name}",
             kind=TrainingError,
         )
-    return metrics[given.metric]
 
 
 def _line(number: int, trial: Trial, metric: str) -> str:

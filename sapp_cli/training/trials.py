@@ -29,6 +29,7 @@ class TrialRecord(BaseModel):
     steps: Annotated[int, Field(ge=1)]
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     error: str = ""
+    loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 class SearchRecord(BaseModel):

@@ -112,6 +112,18 @@ def test_lower_is_better_where_the_metric_says_so():
     assert search_rate(plan_search(1000, 20, "adamw"), False, curve).rate == 2e-3
 
 
+def test_of_a_tie_the_smaller_loss_counts():
+    """Accuracy of a few rows has few values: three rates have the same, the loss tells them apart."""
+    losses = {5e-4: 0.31, 1e-3: 0.3, 2e-3: 0.29}
+
+    def attempt(rate, steps):
+        return Trial(rate, steps, 0.975 if rate in losses else 0.5, loss=losses.get(rate, 0.2))
+
+    choice = search_rate(plan_search(1000, 20, "adamw"), True, attempt)
+    assert choice.rate == 2e-3
+    assert choice.trials[-1].as_json() == {"learning_rate": 2e-3, "steps": 300, "value": 0.975, "loss": 0.29}
+
+
 def test_ties_go_to_the_smaller_rate():
     curve = Curve(lambda rate: 1.0 if rate in (5e-4, 1e-3, 2e-3) else 0.0)
     assert search_rate(plan_search(1000, 20, "adamw"), True, curve).rate == 5e-4
