@@ -28,6 +28,9 @@ ELSEWHERE = {
     "torch cannot compile this model": "a minute of compiling; tests/training/test_compilation.py has it",
     # what is said after seconds of other lines; tests/comparing/test_runs.py has it, whole
     " cells are done, the same command goes on": "a signal",
+    # what from_pretrained of transformers says; tests/opening/test_from_pretrained.py has both
+    " has no marker, expected one": "an output of an earlier sapp",
+    "; a pruned weight cannot start anew: ": "a model of other sizes",
     "interrupted in a trial; ": "a signal; tests/cli/test_tune.py has it",
     "holds no learning rate; remove the file to search again": "a search of `compare --tune`, whose record was changed",
 }

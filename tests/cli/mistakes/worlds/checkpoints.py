@@ -71,6 +71,18 @@ put("tensors on top of each other", "net.safetensors", frame({**F32, "b": entry(
 metadata("sapp_bsr without a version", {"sapp_bsr": "{}"})
 metadata("a later version of the format", {"sapp_bsr_version": "3"})
 metadata("a weight that no file has", {"sapp_bsr_version": "2", "sapp_bsr": json.dumps({"b.weight": ABOUT})}, {}, b"")
+metadata(
+    "a marker of two weights",
+    {"sapp_bsr_version": "2", "sapp_bsr": json.dumps({"a.weight": ABOUT, "b.weight": ABOUT})},
+    {
+        **TRIPLE,
+        "b.weight.bsr_values": entry("F32", [1, 2, 2], 32, 48),
+        "b.weight.bsr_crow_indices": entry("I32", [3], 48, 60),
+        "b.weight.bsr_col_indices": entry("I32", [1], 60, 64),
+        **{f"{name}.weight": entry("F32", [4, 0, 1], 64, 64) for name in "ab"},
+    },
+    2 * (np.ones(4, np.float32).tobytes() + np.array([0, 1, 1, 0], np.int32).tobytes()),
+)
 metadata("a part that nobody names", {"sapp_bsr_version": "1", "sapp_bsr": "{}"})
 metadata("a tie to a number", {"sapp_tied": '{"b": 1}'}, F32, b"0" * 16)
 metadata("an alias that is stored", {"sapp_tied": '{"a.weight": "a.weight"}'}, F32, b"0" * 16)
