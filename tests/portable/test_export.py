@@ -275,3 +275,12 @@ def test_a_model_that_cannot_be_recorded():
     signature = signature_of_own(Branches(), [Given(size, None, (torch.ones(size, 4),), {}) for size in (2, 3)])
     with pytest.raises(UsageError, match=r"^Branches: torch\.export cannot record this model: "):
         graph.make_graph(signature, 20)
+
+
+def test_a_model_that_gives_no_tensor():
+    class Counts(nn.Module):
+        def forward(self, x):
+            return len(x)
+
+    with pytest.raises(UsageError, match="the model returns a int with no tensor in it: nothing for a graph to give"):
+        signature_of_own(Counts(), [Given(size, None, (torch.ones(size, 4),), {}) for size in (2, 3)])

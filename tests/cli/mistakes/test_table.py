@@ -32,6 +32,9 @@ ELSEWHERE = {
     " has no marker, expected one": "an output of an earlier sapp",
     "; a pruned weight cannot start anew: ": "a model of other sizes",
     "interrupted in a trial; ": "a signal; tests/cli/test_tune.py has it",
+    # what ONNX needs minutes for; tests/portable/test_export.py has both
+    ": torch.export cannot record this model: ": "a model with a branch",
+    "with no tensor in it: nothing for a graph to give": "a model that returns no tensor",
     "holds no learning rate; remove the file to search again": "a search of `compare --tune`, whose record was changed",
 }
 """Messages without a case here or in test_python.py, and what would say them."""
