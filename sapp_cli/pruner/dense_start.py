@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sapp_cli.core.schedule import Moment, Phase, PhaseSchedule
 
 FIRST = 5
-"""Steps, at most, whose greatest loss is that of the start: the loss of one batch may be far below that of the next."""
+"""Steps, at most, whose median loss is that of the start: one batch is harder than another, and one step may be a bad one."""
 LEAST = 0.05
 """A smaller loss of the start counts as this one. A model that is distilled from itself begins at 0, and a trained classifier
 not far above; a loss of 0.1 (nats, 1 − cosine) is no damage then, however many times the first it may be."""
@@ -28,20 +28,25 @@ class DenseStart:
     """What is known of the losses of the dense start; a part of the run's state."""
 
     seen: int = 0  # steps
-    loss: float = LEAST  # of the start: the greatest of the first steps
+    first: list[float] = field(default_factory=list)  # losses of the first steps
     sane: int = 0  # steps
     raised: int = 0  # steps in a row that were not sane
     reported: bool = False
+
+    @property
+    def loss(self) -> float:
+        """Of the start."""
+        return max([LEAST, *sorted(self.first)[(len(self.first) - 1) // 2 :][:1]])
 
     def counts(
         self, moment: Moment, loss: float | None, schedule: PhaseSchedule, notice: Callable[[str], None]
     ) -> bool:
         """False if the gradients of this step are not to rank blocks, because its loss is not sane; call it once a step.
 
-        Sane is a finite loss of at most twice that of the start: the greatest of the first steps (5, or a quarter of the dense
-        start), and 0.05 at least. After the dense start removed blocks raise the loss, so every step counts, as without a
-        `loss`. Of several processes all see the same loss, that of the whole step. `notice` is called with one line, once,
-        where as many steps in a row as make the start are not sane.
+        Sane is a finite loss of at most twice that of the start: the median of the first steps (5, or a quarter of the dense
+        start; the lower one of an even number), and 0.05 at least. After the dense start removed blocks raise the loss, so
+        every step counts, as without a `loss`. Of several processes all see the same loss, that of the whole step. `notice` is
+        called with one line, once, where as many steps in a row as make the start are not sane.
         """
         length = schedule.phases[0].stop
         if loss is None or moment.phase is not Phase.DENSE or moment.step >= length:
@@ -49,7 +54,7 @@ class DenseStart:
         self.seen += 1
         first = max(1, min(FIRST, length // 4))
         if self.seen <= first and math.isfinite(loss):
-            self.loss = max(self.loss, loss)
+            self.first.append(loss)
         if math.isfinite(loss) and loss <= RAISED * self.loss:
             self.sane, self.raised = self.sane + 1, 0
             return True

@@ -11,7 +11,6 @@ from pydantic_core import ErrorDetails
 from sapp_cli.checkpoint.damage import quoted
 from sapp_cli.checkpoint.json_text import CONFIG_LIMIT, read_object
 from sapp_cli.errors import CheckpointError
-from sapp_cli.pruner import DenseStart
 from sapp_cli.recipe.schema import Recipe
 
 VERSION = 3
@@ -42,7 +41,7 @@ class DenseStartRecord(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     seen: Annotated[int, Field(ge=0)] = 0
-    loss: Annotated[float, Field(ge=0)] = DenseStart.loss
+    first: list[float] = []
     sane: Annotated[int, Field(ge=0)] = 0
     raised: Annotated[int, Field(ge=0)] = 0
     reported: bool = False
