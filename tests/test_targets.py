@@ -175,6 +175,6 @@ def test_a_plan_and_a_report_show_the_multiply_adds(sapp, digits, tmp_path):
         name: kept for name, (_, kept) in figures.items()
     }
     table = sapp("report", tmp_path / "out").out.splitlines()
-    assert table[0].split()[-2:] == ["mult-adds", "share"]
-    assert table[2].split()[-4:] == ["26.2", "k", "75.7", "%"]
+    assert table[0].split()[-3:] == ["mult-adds", "share", "why"]
+    assert table[2].split()[-5:] == ["26.2", "k", "75.7", "%", "pruned"]
     assert "| mult-adds | share |" in sapp("report", tmp_path / "out", "--markdown").out
