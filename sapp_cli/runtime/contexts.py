@@ -30,8 +30,12 @@ def by_context(
     dense: Callable[[Tensor], Tensor],
     operator: Callable[[Tensor], Tensor],
     plain: Callable[[Tensor], Tensor],
+    with_gradient: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """A layer's forward pass where anything may be on: what torch sees through, an operator of torch, or neither."""
+    """A layer's forward pass where anything may be on: what torch sees through, an operator of torch, or neither.
+
+    `with_gradient` is for an x that wants one, with nothing else on: operators of torch take their time there.
+    """
     if has_tangents() or is_tracing():
         return dense(x)
     kind = x.device.type
@@ -42,6 +46,6 @@ def by_context(
     wrapped = is_wrapped(x)
     if wrapped and x.requires_grad:  # torch.func.grad cannot differentiate operators of other libraries
         return dense(x)
-    if wrapped or type(x) is not Tensor or (x.requires_grad and torch.is_grad_enabled()):
+    if wrapped or type(x) is not Tensor:
         return operator(x)
-    return plain(x)
+    return with_gradient(x) if x.requires_grad and torch.is_grad_enabled() else plain(x)

@@ -141,7 +141,7 @@ class BlockSparseConv(nn.Module):
                 return self._dense(x)
             if not is_wrapped(x):
                 return self.convolve(x)
-        return by_context(x, self._dense, self._by_operator, self.convolve)
+        return by_context(x, self._dense, self._by_operator, self.convolve, self._by_operator)
 
     def _by_operator(self, x: Tensor) -> Tensor:
         matrix, geometry = self.matrix, self.geometry

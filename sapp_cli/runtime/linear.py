@@ -20,7 +20,7 @@ from sapp_cli.checkpoint.dtypes import DTYPES
 from sapp_cli.grid import BlockGrid
 from sapp_cli.runtime.choice import Choice
 from sapp_cli.runtime.contexts import by_context, is_tracing, is_wrapped
-from sapp_cli.runtime.operators import block_sparse_linear
+from sapp_cli.runtime.operators import block_sparse_linear, with_input_gradient
 from sapp_cli.runtime.packing import input_major
 from sapp_cli.runtime.plain import dense_weight
 from sapp_cli.runtime.products import MOST_SEEN, Products
@@ -138,7 +138,15 @@ class BlockSparseLinear(nn.Module):
                 refuse_unfrozen(self.values, self.bias)
                 if not is_wrapped(x):
                     raise
-        return by_context(x, self._dense, self._by_operator, self.multiply)
+        return self._thoughtful(x)
+
+    def _thoughtful(self, x: Tensor) -> Tensor:
+        """The forward pass where anything may be on."""
+        return by_context(x, self._dense, self._by_operator, self.multiply, self._with_gradient)
+
+    def _with_gradient(self, x: Tensor) -> Tensor:
+        """The forward pass of an x that gets a gradient."""
+        return with_input_gradient(x, self.products(x.dtype), (self.values, self.crow, self.col))
 
     def _first_call(self, x: Tensor, call: Call, known: WeightState) -> Tensor:
         """The forward pass of x on a CPU in a shape that is new.
@@ -146,7 +154,7 @@ class BlockSparseLinear(nn.Module):
         Where TorchScript records, every shape is: the numbers in it are none then, and have another hash.
         """
         if is_tracing() or is_wrapped(x):
-            return by_context(x, self._dense, self._by_operator, self.multiply)
+            return self._thoughtful(x)
         if len(known.ways) >= MOST_SEEN:
             known.ways.clear()
         way = known.ways[call] = self.products(x.dtype).way_for(x)

@@ -80,6 +80,30 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 block_sparse_linear.register_autograd(_backward, setup_context=_remember)
 
 
+class _WithGradient(torch.autograd.Function):
+    """The same product outside graphs, where calling an operator takes longer than a small layer computes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, products: Products, weight: tuple[Tensor, ...]) -> Tensor:
+        ctx.products = products
+        ctx.save_for_backward(*weight)  # so that torch sees if they change before the backward pass
+        return products(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        assert ctx.saved_tensors, "asked for, they are compared with what they were"
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        found = ctx.products.plain.input_gradient(flat)
+        return found.view(*gradient.shape[:-1], found.shape[-1]), None, None
+
+
+def with_input_gradient(x: Tensor, products: Products, weight: tuple[Tensor, ...]) -> Tensor:
+    """Of x (…, in): (…, out), with the gradient of x. `weight`: values, crow and col that the products were made of."""
+    y: Tensor = _WithGradient.apply(x, products, weight)  # type: ignore[no-untyped-call]
+    return y
+
+
 def _fold(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
     """The rule of `torch.func.vmap`: a mapped dimension of x is one of its leading ones."""
 

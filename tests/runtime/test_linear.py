@@ -243,3 +243,15 @@ def test_shapes_that_do_not_fit_are_refused():
         BlockSparseLinear(MATRIX, values, crow, col, way="fast")
     with pytest.raises(ValueError, match=r"x is \(2, 55\); its last dimension must be 56"):
         BlockSparseLinear(MATRIX, values, crow, col)(torch.ones(2, 55))
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_told():
+    """As torch does for its own layers: the gradient would be of weights that are gone."""
+    torch.manual_seed(0)
+    layer = BlockSparseLinear.from_dense(nn.Linear(64, 64), (16, 16))
+    x = torch.randn(3, 64, requires_grad=True)
+    y = layer(x)
+    with torch.no_grad():
+        layer.values.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
