@@ -103,4 +103,4 @@ def test_a_layer_that_the_loss_does_not_read_stays_dense():
     line = (
         "1 layer keeps all its blocks, because nothing ranks them: aux.weight (no gradient from the loss in the first "
     )
-    assert module.said == [f"{line}step)"]
+    assert module.said == [f"{line}4 steps)"]

@@ -38,7 +38,7 @@ def test_three_lines_in_a_plain_loop():
     second = untouched[2].weight.detach().view(1, 8, 8, 8).abs().amax((1, 3)) > 0
     assert int(first.sum()) + int(second.sum()) == (32 + 8) // 4  # one budget for both
     logits = next(group for group in optimizer.param_groups if group["name"] == "logits")
-    assert logits["lr"] == 3 / (STEPS / 2)
+    assert logits["lr"] == 0.03  # in a run this short not the 3 / (STEPS / 2) of a long one
 
 
 class Rows(torch.utils.data.Dataset):
@@ -166,7 +166,7 @@ def test_the_trainer_prunes_neither_frozen_weights_nor_what_the_loss_does_not_re
     line = (
         "1 layer keeps all its blocks, because nothing ranks them: aux.weight (no gradient from the loss in the first "
     )
-    assert said == [f"{line}step)"]
+    assert said == [f"{line}{'4 steps' if score == 'fisher' else 'step'})"]
 
 
 def test_a_trainer_of_another_length_is_refused(tmp_path):

@@ -85,7 +85,7 @@ def compare(
         bool,
         typer.Option(
             "--tune",
-            help="Search each row's learning rate first, all alike, with a seed that no run has.",
+            help="Search each row's learning rate first, all alike.",
             rich_help_panel=CELLS,
         ),
     ] = False,

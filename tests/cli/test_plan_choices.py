@@ -22,7 +22,7 @@ ANEW = "monotone: false: each step of a sparsification phase chooses anew among 
 )
 def test_choices_about_masks(sapp, digits, settings, choices):
     sets = [part for setting in settings for part in ("--set", setting)]
-    command = ("plan", digits / "dense.safetensors", "-r", digits / "recipe.yaml", *sets)
+    command = ("plan", digits / "dense.safetensors", "-r", digits / "recipe.yaml", "--steps", "400", *sets)
     assert sapp(*command, "--json").json["choices"] == choices
     lines = sapp(*command).out.splitlines()
     assert [line for line in lines if line in {*LITERAL, BEFORE, ANEW}] == choices

@@ -85,9 +85,9 @@ def test_the_manifest_says_what_happened(output, digits):
         "model.factory/digits.py",
     }
     assert manifest["phases"] == [
-        {"phase": "dense", "round": 0, "first_step": 1, "last_step": 3},
-        {"phase": "sparsification", "round": 1, "first_step": 4, "last_step": 21},
-        {"phase": "sparse", "round": 0, "first_step": 22, "last_step": 60},
+        {"phase": "dense", "round": 0, "first_step": 1, "last_step": 8},
+        {"phase": "sparsification", "round": 1, "first_step": 9, "last_step": 24},
+        {"phase": "sparse", "round": 0, "first_step": 25, "last_step": 60},
     ]
     accuracy = manifest["metrics"]["accuracy"]
     assert accuracy["higher_is_better"] is True
@@ -99,7 +99,7 @@ def test_the_manifest_says_what_happened(output, digits):
 def test_metrics_jsonl_has_the_logged_steps_and_every_evaluation(output):
     out, result, _ = output
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1, 4, 20, 22, 30, 40, 60, 60]
+    assert [line["step"] for line in lines] == [0, 1, 9, 20, 25, 30, 40, 60, 60]
     evaluated = [line["step"] for line in lines if "metrics" in line]
     assert evaluated == [0, 30, 60]
     assert lines[-1]["metrics"]["accuracy"] == result["metrics"]["accuracy"]["pruned"]
@@ -111,7 +111,7 @@ def test_without_a_terminal_progress_is_plain_lines_on_stderr(output):
     _, _, stderr = output
     lines = stderr.splitlines()
     assert lines[0].endswith("dense.safetensors: Sequential, 301,066 parameters")
-    assert any(line.startswith("step 22/60  sparse  sparsity 90.0 %  loss ") for line in lines)
+    assert any(line.startswith("step 25/60  sparse  sparsity 90.0 %  loss ") for line in lines)
     assert "\x1b" not in stderr
     assert "\r" not in stderr
 

@@ -30,7 +30,8 @@ data: {source: tensors, files: {train: data.safetensors, validation: data.safete
 train: {steps: 30}
 prune: {block_size: 8, sparsity: 0.7, min_blocks: 16, rules: [{match: "out*", dense: true}]}
 """
-WHY = "aux.weight (no gradient from the loss in the first 2 steps)"
+WHY = "aux.weight (no gradient from the loss in the first 6 steps)"
+OF_ACDC = WHY.replace("6", "2")  # its timetable has no longer start in a short run
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,11 @@ def test_neither_the_frozen_weight_nor_the_unread_head_is_touched(sapp, job, met
     out = job / method
     ran = sapp(*arguments(job, "prune", "-o", out, "--method", method))
     assert ran.code == 0, ran.err
-    line = f"1 layer keeps all its blocks, because nothing ranks them: {WHY}"
+    why = OF_ACDC if method == "acdc" else WHY
+    reason = why.removeprefix("aux.weight (").removesuffix(")")
+    line = f"1 layer keeps all its blocks, because nothing ranks them: {why}"
     assert ran.err.splitlines().count(line) == 1
-    assert f"kept whole   {WHY}\n" in ran.out
+    assert f"kept whole   {why}\n" in ran.out
     assert "of the blocks of 1 pruned layer, " in ran.out
     source, dense = load_file(job / "net.safetensors"), load_file(out / "model.safetensors")
     for name in ("h2.weight", "aux.weight", "aux.bias"):
@@ -68,10 +71,10 @@ def test_neither_the_frozen_weight_nor_the_unread_head_is_touched(sapp, job, met
         "h1.weight": (True, "pruned", 38),  # ⌊0.3·128⌋, as if it were alone
         "h2.weight": (False, "frozen: requires_grad is False", 256),
         "out.weight": (False, "rule 'out*'", None),
-        "aux.weight": (False, "no gradient from the loss in the first 2 steps", 512),
+        "aux.weight": (False, reason, 512),
     }
     assert layers["h2.weight"]["target"] is None and layers["aux.weight"]["target"] is None
-    assert "no gradient from the loss in the first 2 steps" in (out / "sparsity.html").read_text()
+    assert reason in (out / "sparsity.html").read_text()
     assert "of the blocks of 1 layers removed" in (out / "README.md").read_text()
     assert "aux.weight" not in json.loads((out / "manifest.json").read_text()).get("block_costs", {})
     assert sapp("check", out).code == 0
@@ -83,8 +86,8 @@ def test_plan_knows_frozen_weights(sapp, job):
     assert (layers["h2.weight"]["pruned"], layers["h2.weight"]["target"]) == (False, None)
 
 
-# Of 30 steps the first two are dense: before the first selection, between two, and in the sparse phase.
-@pytest.mark.parametrize("step", [0, 4, 20])
+# Of 30 steps the first six are dense: before the first selection, between two, and in the sparse phase.
+@pytest.mark.parametrize("step", [0, 8, 20])
 def test_resume_gives_the_same_decision(sapp, job, tmp_path, step):
     recipe = load_recipe(job / "recipe.yaml", ["train.evaluate_every=null"])
     prune(recipe, job / "net.safetensors", tmp_path / "whole", Interrupting())
@@ -92,7 +95,7 @@ def test_resume_gives_the_same_decision(sapp, job, tmp_path, step):
         prune(recipe, job / "net.safetensors", tmp_path / "again", Interrupting(step))
     state = next((tmp_path / ".again.sapp-run").glob("step-*/state.json"))
     decided = json.loads(state.read_text())["ranking"]["unranked"]
-    assert decided == (None if step < 2 else {"aux.weight": "no gradient from the loss in the first 2 steps"})
+    assert decided == (None if step < 6 else {"aux.weight": "no gradient from the loss in the first 6 steps"})
     result = prune(recipe, job / "net.safetensors", tmp_path / "again", Interrupting(), resume=True)
     assert result.unranked == WHY
     assert hashes(tmp_path / "again") == hashes(tmp_path / "whole")

@@ -134,7 +134,7 @@ def is_usage(command: str) -> bool:
     named = 3 if words[1:2] == ["recipes"] else 2  # words that name the verb
     if words[0] == "sapp":
         return not any(word[0].isalnum() or word[0] in "./" for word in words[named:])
-    return bare(command) in (*PROGRAMS, "python -m sapp_cli")
+    return bare(command) in (*PROGRAMS, "python -m sapp_cli", "python -P -m sapp_cli")
 
 
 def has_test(node: str) -> bool:

@@ -35,7 +35,7 @@ from tests.docs.commands import bare, beginning, is_usage
 from tests.docs.pages import DOCS, PAGES, README, REPOSITORY, Block, blocks, inline, is_command
 
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-SMALL = "--steps 10 --set prune.min_blocks=36"
+SMALL = "--steps 20 --set prune.min_blocks=36"
 SHORTER = {
     "sapp prune runs/demo/dense.safetensors": "--steps 20 --set train.evaluate_every=null",
     "sapp prune runs/minilm": "--steps 10 --set data.batch_size=2 --set train.evaluate_every=null",
@@ -126,7 +126,7 @@ def my_model(checkout):
     (checkout / "rows.jsonl").write_text("\n".join(rows) + "\n")
     (checkout / "recipe.yaml").write_text(
         "data: {files: {train: rows.jsonl, validation: rows.jsonl}, batch_size: 2}\n"
-        "train: {steps: 10}\nprune: {block_size: 8, min_blocks: 20, rules: [{match: classifier*, dense: true}]}\n"
+        "train: {steps: 20}\nprune: {block_size: 8, min_blocks: 20, rules: [{match: classifier*, dense: true}]}\n"
     )
 
 

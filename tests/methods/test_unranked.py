@@ -246,9 +246,13 @@ def test_what_plan_can_know_of_constant_weights():
             if kind == "constant":
                 model.other.weight.data.fill_(0.1)
             reasons[kind, dense] = {layer.name: layer for layer in decide_layers(model, asked)}["other.weight"].reason
+    slow = "block-sparse is not faster here: blocks of 4 rows gain only where at most 33.3 % are kept"
     assert reasons == {
-        ("zero", 0.05): "pruned; its values are all zero so far: stays dense unless training changes them",
-        ("constant", 0.05): "pruned; its values are all equal so far: stays dense unless training changes them",
+        ("zero", 0.05): f"pruned; {slow}; its values are all zero so far: stays dense unless training changes them",
+        (
+            "constant",
+            0.05,
+        ): f"pruned; {slow}; its values are all equal so far: stays dense unless training changes them",
         ("zero", 0): "its values are all zero",
         ("constant", 0): "its values are all equal",
     }
@@ -281,7 +285,7 @@ def test_all_of_them_end_the_run():
     pruner.step(0)
     pruner.observe(0)  # no backward pass came before
     with pytest.raises(TrainingError, match=r"used.weight, other.weight, head.weight .no gradient from the loss in"):
-        pruner.step(2)
+        pruner.step(8)
 
     model = nn.Sequential(nn.Linear(8, 8))
     model[0].weight.data.copy_(model[0].weight.sign())

@@ -171,7 +171,7 @@ def test_all_problems_at_once_in_the_order_of_the_file():
         """
     assert problems(recipe, "prune.min_blocks=0", "bogus", flags={"train.seed": Flag("--seed", -1)}) == [
         "r.yaml: train: give steps or epochs, such as `steps: 1000`",
-        "r.yaml:2: optimizer.lr: 'fast' is not allowed; allowed: a number above 0 (Learning rate at its peak)",
+        "r.yaml:2: optimizer.lr: 'fast' is not allowed; allowed: a number above 0 or auto (Learning rate at its peak)",
         f"r.yaml:4: prune.sparsity: 90 is too large; allowed: {SHARE_OF_BLOCKS}; a share: 0.9, not 90",
         "r.yaml:5: prune.sparsity: given twice, first on line 4; keep one of the two",
         "r.yaml:6: prune.atention: unknown key; nearest: 'attention'",
