@@ -30,7 +30,7 @@ FEWER_GROUPS = 1.05
 """A group less, if it costs no more than this many times the blocks."""
 COST = ((64, 1.9), (32, 2.6), (16, 4.5))
 """(smaller side of a block, what a multiplication in such blocks costs when one of a dense product costs 1), at most: the
-rule where nothing can be measured. Smaller blocks have no gain to expect. Of `make bench-runtimes`, docs/onnx.md.
+rule where nothing can be measured. Smaller blocks have no gain to expect. Of a trial: docs/onnx.md.
 """
 SECONDS = 0.1
 """To measure both forms of a layer."""
